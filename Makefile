@@ -1,0 +1,69 @@
+# Each target makes .venv where it is missing and installs what it needs; the second run is quick.
+# PYTHON chooses the interpreter, ARGS goes to what the target runs: make test ARGS="-k lease -x"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+TREE := build/tree
+
+.PHONY: help demo test lint bench chaos wheel clean
+
+help:
+	@echo "make demo    a cluster whose scheduler is killed and which goes on"
+	@echo "make test    unit and integration tests, with coverage over all processes"
+	@echo "make lint    ruff, mypy --strict, layers"
+	@echo "make bench   each benchmark beside stock Dask"
+	@echo "make chaos   random faults with an oracle, minutes long"
+	@echo "make wheel   build the wheel into dist/ and check what is in it"
+	@echo "make clean   remove what these made; .venv stays"
+
+demo: .venv/.stamp-demo
+	$(BIN)/python -m dask_resilience.chaos.demo $(ARGS)
+
+test: .venv/.stamp-test
+	$(BIN)/python .ci/measured_tests.py $(ARGS)
+
+lint: .venv/.stamp-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/installed_tree.py $(TREE)
+	cd $(TREE) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dask_resilience
+	cd $(TREE) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
+
+bench: .venv/.stamp-demo
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+chaos: .venv/.stamp-test
+	$(BIN)/python -m pytest -m chaos --timeout 1800 $(ARGS)
+
+wheel: .venv/.stamp-test
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python .ci/wheel_contents.py dist/*.whl
+
+clean:
+	rm -rf build dist .demo coverage-report .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf dask-scratch-space dask-worker-space .coverage .coverage.* *.egg-info
+	find . -path ./.venv -prune -o -path ./.venv-old -prune -o -name __pycache__ -type d -print | xargs rm -rf
+
+# Stamps: done once, and again when the dependencies change.
+
+.venv/.stamp-made:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) found; install Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "make: $(PYTHON) is Python %d.%d, this project needs 3.11 or newer; set PYTHON=" % v[:2])'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.stamp-demo: .venv/.stamp-made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	@touch $@
+
+# The tests shuffle dataframes, hence the demo's extra.
+.venv/.stamp-test: .venv/.stamp-made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,test]"
+	@touch $@
+
+# mypy reads the types of what the tests and the demo import.
+.venv/.stamp-lint: .venv/.stamp-made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,lint,test]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""What the scheduler's HTTP server shows of resilience; installed as ``dask_resilience.dashboards``."""

@@ -1,0 +1,368 @@
+"""A client that keeps its futures while the scheduler is replaced.
+
+Three things make that safe:
+
+* Every message that must not be lost goes into the *outbox* with a sequence number and stays there until the scheduler
+  says that it is durable. The number is given under the lock that also guards the reference counts, so the
+  set of wanted keys and the outbox can be read as one consistent picture.
+* After a loss the client *joins* again: it hands over the picture, the scheduler applies what it had not yet applied,
+  drops what is no longer wanted, and says which keys it does not know or must compute again.
+* Futures are only touched by that answer, never by the loss itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import warnings
+from collections import OrderedDict
+from time import monotonic
+from typing import Any
+
+import dask.config
+import distributed
+from dask.utils import parse_timedelta
+from distributed.batched import BatchedSend
+from distributed.comm import CommClosedError, connect
+from distributed.core import PooledRPCCall
+from distributed.objects import SchedulerInfo
+from distributed.utils import in_async_call
+from distributed.versions import VersionMismatchWarning, get_versions
+
+from dask_resilience._distributed.leader import Compass, Ruler
+from dask_resilience._distributed.rpc import FollowingRPC, call_once
+from dask_resilience.errors import SchedulerGone
+from dask_resilience.settings import Settings
+
+logger = logging.getLogger("distributed.resilience")
+
+#: Stream messages that must reach the journal once, whatever happens to the connection.
+_DURABLE_OPS = frozenset({"update-graph", "cancel-keys", "client-desires-keys"})
+#: Answers of the scheduler to a join that has to wait for its recovery.
+_JOIN_ANSWER_SECONDS = 600.0
+#: How long closing waits for the acks of what was just submitted.
+_CLOSE_DRAIN_SECONDS = 2.0
+
+
+class ClientLink:
+    """The link of one client, as `FollowingRPC` sees it."""
+
+    def __init__(self, client: ResilientClient) -> None:
+        self._client = client
+
+    @property
+    def address(self) -> str:
+        compass = self._client._compass
+        assert compass is not None
+        return compass.address
+
+    async def up(self) -> None:
+        client = self._client
+        if client._joined.is_set() or client.status not in ("connecting", "running"):
+            return
+        try:
+            await asyncio.wait_for(client._joined.wait(), client._patience_seconds)
+        except TimeoutError:
+            raise SchedulerGone(f"no scheduler came back within {client._patience_seconds:g} s") from None
+
+    def suspect(self, address: str) -> None:
+        if address == self.address:
+            self._client.rpc.remove(address)
+
+
+class ResilientClient(distributed.Client):
+    """The overrides behind :class:`dask_resilience.Client`."""
+
+    def __init__(self, address: Any = None, **kwargs: Any) -> None:
+        settings = Settings.load()
+        self._patience_seconds = settings.client.patience_seconds
+        self._poll_seconds = settings.leader_poll_seconds
+        self._store_url = settings.store
+        self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._sequence = 0
+        self._compass: Compass | None = None
+        self._ruler: Ruler | None = None
+        self._joined = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        super().__init__(address, **kwargs)
+
+    # Connecting
+
+    async def _start(self, timeout: Any = distributed.client.no_default, **kwargs: Any) -> Any:
+        self._stream_handlers["resilience-ack"] = self._handle_ack
+        return await super()._start(timeout=timeout, **kwargs)
+
+    async def _ensure_connected(self, timeout: Any = None) -> None:
+        if self.scheduler is None or self._connecting_to_scheduler:
+            return
+        if self.scheduler_comm and not self.scheduler_comm.closed():
+            return
+        if self._compass is None:
+            self._compass = Compass(
+                self.scheduler.address, connection_args=self.connection_args, store_url=self._store_url
+            )
+        if not isinstance(self.scheduler, FollowingRPC):
+            pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc
+            self.scheduler = FollowingRPC(pool, ClientLink(self), self._serializers, self._deserializers)
+        limit = parse_timedelta(timeout if timeout is not None else self._timeout, "s")
+        ruler = await self._find(limit)
+        if self._ruler is not None and (not ruler.resilient or ruler.cluster != self._compass.cluster):
+            raise SchedulerGone(f"another cluster answers at {ruler.address}")
+        first = self._ruler is None
+        self._ruler = ruler
+        self._compass.follow(ruler)
+        if not ruler.resilient:
+            self._outbox.clear()
+            self._dispatch(await self._register(ruler, limit))
+        else:
+            with self._refcount_lock:
+                wants = list(self.refcount)
+                outbox = list(self._outbox.values())
+                handed = self._sequence
+            answer = await self._join(ruler, wants, outbox)
+            rest = await self._register(ruler, limit)
+            if not first:
+                self._reconcile(answer)
+            self._send_what_came_meanwhile(wants, handed)
+            self._dispatch(rest)
+        self._joined.set()
+        if ruler.resilient and (self._watching is None or self._watching.done()):
+            self._watching = asyncio.create_task(self._watch_leader(), name="resilience-watch")
+
+    async def _register(self, ruler: Ruler, limit_seconds: float) -> list[dict[str, Any]]:
+        """As stock, but messages that ride along with the first one are kept."""
+        self._connecting_to_scheduler = True
+        try:
+            comm = await connect(ruler.address, timeout=limit_seconds, **self.connection_args)
+            comm.name = "Client->Scheduler"
+            await self._update_scheduler_info()
+            await comm.write({"op": "register-client", "client": self.id, "reply": False, "versions": get_versions()})
+            first, *rest = await asyncio.wait_for(comm.read(), max(limit_seconds, 5.0))
+        finally:
+            self._connecting_to_scheduler = False
+        assert first["op"] == "stream-start"
+        if first.get("error"):
+            raise ImportError(first["error"])
+        if first.get("warning"):
+            warnings.warn(VersionMismatchWarning(first["warning"]), stacklevel=2)
+        bcomm = BatchedSend(interval="10ms", loop=self.loop)
+        bcomm.start(comm)
+        self.scheduler_comm = bcomm
+        self.status = "running"
+        for msg in self._pending_msg_buffer:
+            self._send_to_scheduler(msg)
+        self._pending_msg_buffer.clear()
+        return rest
+
+    def _dispatch(self, msgs: list[dict[str, Any]]) -> None:
+        for msg in msgs:
+            handler = self._stream_handlers.get(msg.pop("op"))
+            if handler is not None:
+                handler(**msg)
+
+    def _send_what_came_meanwhile(self, wants: list[Any], handed: int) -> None:
+        """Send what happened between the picture that the join carried and the new stream."""
+        with self._refcount_lock:
+            released = [key for key in wants if key not in self.refcount]
+            later = [msg for seq, msg in self._outbox.items() if seq > handed]
+        if released:
+            self._send_to_scheduler_safe({"op": "client-releases-keys", "keys": released, "client": self.id})
+        for msg in later:
+            self._send_to_scheduler_safe(msg)
+
+    async def _scheduler_became_resilient(self) -> None:
+        """The scheduler that we are connected to keeps a journal from now on."""
+        assert self._compass is not None
+        ruler = await self._find(self._timeout)
+        if ruler.resilient and self.scheduler_comm is not None:
+            with self._refcount_lock:
+                self._ruler = ruler
+                wants = list(self.refcount)
+            self._compass.follow(ruler)
+            # Through the door that every returning client takes: the scheduler ends the old stream, the report loop
+            # notices, and comes back as one that keeps its futures.
+            self._joined.clear()
+            await self._join(ruler, wants, [])
+            await asyncio.wait_for(self._joined.wait(), self._timeout)
+
+    async def _find(self, limit_seconds: float) -> Ruler:
+        assert self._compass is not None
+        deadline = monotonic() + limit_seconds
+        pause = 0.02
+        while True:
+            ruler = await self._compass.find(answer_seconds=max(limit_seconds, 5.0))
+            if ruler is not None:
+                return ruler
+            if monotonic() >= deadline:
+                raise OSError(
+                    f"Timed out trying to connect to {self._compass.address} after {limit_seconds:g} s: no scheduler answers there "
+                    "or at the address in the leader record"
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.3, 0.5)
+
+    async def _join(self, ruler: Ruler, wants: list[Any], outbox: list[dict[str, Any]]) -> dict[str, Any]:
+        """Hand over what this client wants and what was not acked; the answer comes when the scheduler serves."""
+        answer = await call_once(
+            ruler.address,
+            "resilience-join",
+            connection_args=self.connection_args,
+            timeout_seconds=5.0,
+            answer_seconds=_JOIN_ANSWER_SECONDS,
+            client=self.id,
+            wants=wants,
+            outbox=outbox,
+        )
+        if answer["status"] != "OK":
+            raise OSError(answer["message"])
+        return dict(answer)
+
+    def _reconcile(self, answer: dict[str, Any]) -> None:
+        """Bring the futures in line with what the new scheduler holds."""
+        for key in answer["unknown"]:
+            state = self.futures.get(key)
+            if state is not None:
+                state.cancel(
+                    reason="lost-in-failover",
+                    msg="Neither the journal nor a living worker had it. Scattered data dies with its last worker.",
+                )
+        for key in answer["pending"]:
+            state = self.futures.get(key)
+            if state is not None and state.status in ("finished", "lost", "error"):
+                state.reset()
+        # Results and errors of the rest are reported as for any key that a client begins to want.
+        self._send_to_scheduler_safe({"op": "client-desires-keys", "keys": answer["known"], "client": self.id})
+
+    async def _update_scheduler_info(self, n_workers: int = 0) -> None:
+        """As stock, but never waits for a scheduler that is gone: reconnecting calls it too."""
+        if self.status not in ("running", "connecting") or self._compass is None:
+            return
+        try:
+            identity = await call_once(
+                self._compass.address,
+                "identity",
+                connection_args=self.connection_args,
+                timeout_seconds=2.0,
+                answer_seconds=self._timeout,
+                n_workers=n_workers,
+            )
+        except (OSError, TimeoutError):
+            logger.debug("Unable to query scheduler for identity")
+        else:
+            self._scheduler_identity = SchedulerInfo(identity)
+
+    async def _reconnect(self) -> None:
+        if self._ruler is None or not self._ruler.resilient:
+            self._joined.clear()
+            self._ruler = None
+            await super()._reconnect()
+            return
+        logger.warning("Lost the scheduler at %s; keeping %d futures", self._compass.address, len(self.futures))
+        self.status = "connecting"
+        self.scheduler_comm = None
+        self._joined.clear()
+        self.rpc.remove(self._compass.address)
+        deadline = monotonic() + self._patience_seconds
+        while self.status == "connecting" and monotonic() < deadline:
+            try:
+                await self._ensure_connected(timeout=min(self._timeout, max(1.0, deadline - monotonic())))
+            except SchedulerGone as error:
+                logger.error("%s; the futures of this client are cancelled", error)
+                break
+            except (OSError, TimeoutError, CommClosedError) as error:
+                logger.debug("Not connected yet: %s", error)
+                await asyncio.sleep(0.05)
+            except ImportError:
+                await self._close()
+                return
+            else:
+                return
+        if self.status == "connecting":
+            self._give_up()
+            await self._close()
+
+    def _give_up(self) -> None:
+        for state in self.futures.values():
+            state.cancel(
+                reason="scheduler-connection-lost",
+                msg=f"No scheduler of this cluster came back within {self._patience_seconds:g} s.",
+            )
+        self.futures.clear()
+
+    async def _watch_leader(self) -> None:
+        """A stopped scheduler keeps its sockets open: only the leader record tells that it was replaced."""
+        assert self._compass is not None
+        while self.status in ("running", "connecting"):
+            await asyncio.sleep(self._poll_seconds)
+            if self.status == "running" and self._compass is not None and await self._compass.overtaken():
+                comm = self.scheduler_comm.comm if self.scheduler_comm else None
+                if comm is not None:
+                    logger.warning("A newer scheduler rules; leaving the one at %s", self._compass.address)
+                    comm.abort()
+
+    # Sending
+
+    def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
+        plain = self._ruler is not None and not self._ruler.resilient
+        if msg["op"] not in _DURABLE_OPS or "seq" in msg or plain:
+            super()._send_to_scheduler(msg)
+            return
+        # The same lock guards the reference counts: whoever reads both sees a key with its graph, or neither.
+        with self._refcount_lock:
+            self._sequence += 1
+            msg = {**msg, "seq": self._sequence, "origin": self.id}
+            self._outbox[self._sequence] = msg
+            super()._send_to_scheduler(msg)
+
+    def _send_to_scheduler_safe(self, msg: dict[str, Any]) -> None:
+        if self.status in ("running", "closing"):
+            if self.scheduler_comm is None:
+                return
+            if self._ruler is not None and not self._ruler.resilient:
+                msg = {name: value for name, value in msg.items() if name not in ("seq", "origin")}
+            try:
+                self.scheduler_comm.send(msg)
+            except CommClosedError:
+                # What must not be lost is in the outbox or among the wanted keys, and goes with the next join.
+                logger.debug("Message %s waits for the next scheduler", msg["op"])
+        elif self._ruler is None:
+            super()._send_to_scheduler_safe(msg)
+        elif msg["op"] not in _DURABLE_OPS and msg["op"] != "client-releases-keys":
+            self._pending_msg_buffer.append(msg)
+
+    def _handle_ack(self, seq: int) -> None:
+        with self._refcount_lock:
+            while self._outbox and next(iter(self._outbox)) <= seq:
+                self._outbox.popitem(last=False)
+
+    async def _close(self, fast: bool = False) -> None:
+        if not fast and self.status == "running":
+            await self._drain()
+        if self._watching is not None and self._watching is not asyncio.current_task():
+            self._watching.cancel()
+        self._joined.set()
+        await super()._close(fast=fast)
+
+    async def _drain(self) -> None:
+        """Wait briefly for acks: a graph that was fired and forgotten right before the exit should be durable."""
+        deadline = monotonic() + _CLOSE_DRAIN_SECONDS
+        while self._outbox and monotonic() < deadline and self.status == "running":
+            await asyncio.sleep(0.01)
+
+
+def client_for_worker(worker: Any, timeout: float | None) -> Any:
+    """The client of tasks on `worker`, as `Worker._get_client` makes it, but one that survives."""
+    from dask_resilience.client import Client
+
+    if timeout is None:
+        timeout = dask.config.get("distributed.comm.timeouts.connect")
+    return Client(
+        worker.scheduler,
+        loop=worker.loop,
+        security=worker.security,
+        set_as_default=True,
+        asynchronous=in_async_call(worker.loop),
+        direct_to_workers=True,
+        name="worker",
+        timeout=parse_timedelta(timeout, "s"),
+    )

@@ -1,0 +1,118 @@
+"""What a worker holds, taken from its state machine in one turn of the event loop, and carried over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask.utils import typename
+from distributed.protocol import Serialized, serialize
+from distributed.protocol.pickle import dumps, loads
+from distributed.worker import Worker
+from distributed.worker_state_machine import FreeKeysEvent
+
+from dask_resilience.types import Key
+from dask_resilience.views import Inventory
+
+#: Where the inventory rides in a worker's registration.
+FIELD = "resilience"
+
+_RUNNING = frozenset({"executing", "long-running"})
+_GIVEN_BACK = frozenset({"ready", "constrained", "waiting", "fetch", "flight", "missing"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """An inventory as it travels: the view that decisions need, and what only the enacting needs.
+
+    Parameters
+    ----------
+    memory
+        Key to (size in bytes, type name).
+    running
+        Key to run id.
+    long_running
+        Those of `running` that have left the thread pool.
+    erred
+        Key to (run id, exception, traceback, exception text, traceback text).
+    actors
+        Those of `memory` that are actors.
+    finished
+        The last tasks that this worker completed: key to run id.
+    shuffle_run
+        The highest run id of a P2P shuffle that this worker has seen.
+    cluster, epoch
+        The scheduler that this worker served before; an empty name if none.
+    """
+
+    memory: Mapping[Key, tuple[int, str]] = field(default_factory=dict)
+    running: Mapping[Key, int] = field(default_factory=dict)
+    long_running: frozenset[Key] = frozenset()
+    erred: Mapping[Key, tuple[int, Any, Any, str, str]] = field(default_factory=dict)
+    actors: frozenset[Key] = frozenset()
+    finished: Mapping[Key, int] = field(default_factory=dict)
+    shuffle_run: int = 0
+    cluster: str = ""
+    epoch: int = 0
+
+    def view(self, worker: str) -> Inventory:
+        """The part that the recovery plan looks at."""
+        return Inventory(
+            worker=worker,
+            memory={key: nbytes for key, (nbytes, _) in self.memory.items()},
+            running=self.running,
+            erred={key: error[0] for key, error in self.erred.items()},
+        )
+
+    def pack(self) -> bytes:
+        return dumps({name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Holdings:
+        known = set(cls.__slots__)
+        return cls(**{name: value for name, value in loads(packed).items() if name in known})
+
+
+def take(worker: Worker, *, finished: Mapping[Key, int], shuffle_run: int, cluster: str, epoch: int) -> Holdings:
+    """Give back what has not started, and list the rest.
+
+    Synchronous on purpose: no message of the worker may fall between the inventory and the new send buffer.
+    """
+    state = worker.state
+    back = [key for key, ts in state.tasks.items() if ts.state in _GIVEN_BACK]
+    if back:
+        worker.handle_stimulus(FreeKeysEvent(keys=back, stimulus_id="resilience-give-back"))
+
+    memory: dict[Key, tuple[int, str]] = {}
+    running: dict[Key, int] = {}
+    long_running: set[Key] = set()
+    erred: dict[Key, tuple[int, Any, Any, str, str]] = {}
+    for key, ts in state.tasks.items():
+        if ts.state == "memory":
+            memory[key] = (ts.get_nbytes(), typename(ts.type) if ts.type is not None else "")
+        elif ts.state in _RUNNING:
+            running[key] = ts.run_id
+            if ts.state == "long-running":
+                long_running.add(key)
+        elif ts.state == "error":
+            erred[key] = (ts.run_id, _frozen(ts.exception), _frozen(ts.traceback), ts.exception_text, ts.traceback_text)
+    return Holdings(
+        memory=memory,
+        running=running,
+        long_running=frozenset(long_running),
+        erred=erred,
+        actors=frozenset(state.actors) & memory.keys(),
+        finished=dict(finished),
+        shuffle_run=shuffle_run,
+        cluster=cluster,
+        epoch=epoch,
+    )
+
+
+def _frozen(value: Any) -> Serialized | None:
+    """The form in which a scheduler that does not deserialize would have received `value`."""
+    if value is None or isinstance(value, Serialized):
+        return value
+    header, frames = serialize(getattr(value, "data", value))
+    return Serialized(header, [bytes(frame) for frame in frames])

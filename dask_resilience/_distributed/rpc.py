@@ -1,0 +1,113 @@
+"""Calls to a scheduler that may be replaced while they are under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from distributed.comm import CommClosedError, connect
+from distributed.core import PooledRPCCall, send_recv
+
+from dask_resilience.errors import CallInterrupted
+
+#: Calls that run user code or change the cluster in a way that a second run would change again. When the connection
+#: breaks after they were sent, nobody knows whether they ran: the caller is told instead of guessing.
+NOT_REPEATABLE = frozenset({"run_function", "broadcast", "proxy", "restart", "restart_workers", "terminate"})
+
+
+class Link(Protocol):
+    """The connection of a member to whichever scheduler rules."""
+
+    @property
+    def address(self) -> str:
+        """Address of the ruling scheduler, as far as this member knows."""
+
+    async def up(self) -> None:
+        """Return once connected; raise `SchedulerGone` after the member's patience."""
+
+    def suspect(self, address: str) -> None:
+        """A call to `address` failed although the link counts as up."""
+
+
+class FollowingRPC(PooledRPCCall):
+    """A `PooledRPCCall` that follows the leader and repeats calls which a failover cut.
+
+    Subclassing matters: Dask accepts a `PooledRPCCall` wherever a scheduler's address may stand.
+    """
+
+    def __init__(self, pool: Any, link: Link, serializers: Any = None, deserializers: Any = None) -> None:
+        super().__init__(link.address, pool, serializers, deserializers)
+        self._link = link
+
+    @property
+    def address(self) -> str:
+        return self._link.address
+
+    def __getattr__(self, key: str) -> Callable[..., Awaitable[Any]]:
+        async def call(**kwargs: Any) -> Any:
+            if self.serializers is not None and kwargs.get("serializers") is None:
+                kwargs["serializers"] = self.serializers
+            if self.deserializers is not None and kwargs.get("deserializers") is None:
+                kwargs["deserializers"] = self.deserializers
+            while True:
+                await self._link.up()
+                address = self._link.address
+                sent = False
+                try:
+                    comm = await self.pool.connect(address)
+                    previous_name, comm.name = comm.name, f"FollowingRPC.{key}"
+                    sent = True
+                    try:
+                        return await send_recv(comm=comm, op=key, **kwargs)
+                    finally:
+                        self.pool.reuse(address, comm)
+                        comm.name = previous_name
+                except TimeoutError:  # an OSError since Python 3.11, but an answer, not a broken link
+                    raise
+                except OSError as error:
+                    if sent and key in NOT_REPEATABLE:
+                        raise CallInterrupted(key) from error
+                    self._link.suspect(address)
+                    await asyncio.sleep(0.05)
+
+        return call
+
+    def __repr__(self) -> str:
+        return f"<following rpc to {self.address!r}>"
+
+
+async def call_once(
+    address: str,
+    op: str,
+    *,
+    connection_args: dict[str, Any],
+    timeout_seconds: float,
+    answer_seconds: float,
+    **kwargs: Any,
+) -> Any:
+    """Make one call on a connection of its own, with bounds that a dead address cannot stretch.
+
+    `distributed.comm.connect` retries a refused address for its whole timeout, so that timeout is kept short here and
+    the waiting for an answer is bounded apart.
+    """
+    comm = await connect(address, timeout=timeout_seconds, **connection_args)
+    try:
+        return await asyncio.wait_for(send_recv(comm, op=op, **kwargs), answer_seconds)
+    finally:
+        comm.abort()
+
+
+async def is_refused(address: str, *, connection_args: dict[str, Any], timeout_seconds: float = 0.5) -> bool:
+    """Whether `address` refuses connections: its process is gone although its host answers."""
+    try:
+        comm = await connect(address, timeout=timeout_seconds, **connection_args)
+    except (OSError, CommClosedError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ConnectionRefusedError) or "refused" in str(cause).lower():
+                return True
+            cause = cause.__cause__ or cause.__context__
+        return False
+    comm.abort()
+    return False

@@ -1,0 +1,287 @@
+"""Rebuilds a scheduler's state by sending the journalled messages through its own code.
+
+Scheduling is muted meanwhile: every task stays *released*, as if no worker had come yet. What is forgotten is forgotten by
+the scheduler's own rule, nobody wants it and nothing depends on it, which does not ask what was
+computed; so the replay needs no completions, and a key that was let go and used again means what it meant then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import time
+from typing import Any
+
+import dask.order
+from dask._expr import LLGExpr
+from distributed.protocol import Serialized, deserialize, serialize
+from distributed.protocol.pickle import loads
+from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_graph
+
+from dask_resilience.errors import GraphUnreadable
+from dask_resilience.journal import records
+from dask_resilience.types import Address, Key
+
+logger = logging.getLogger("distributed.resilience")
+
+
+class Replay:
+    """Applies records to a scheduler that does not serve yet.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler to fill.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler: Any = scheduler
+        self.last_seq: dict[str, int] = {}
+        #: Workers that were there: address to (name, nanny).
+        self.workers: dict[Address, tuple[Any, Address | None]] = {}
+        #: Clients that were there: id to whether they come back.
+        self.clients: dict[str, bool] = {}
+        self.closed = True
+        self.graphs = 0
+        self.scheduler_plugins: dict[str, bytes] = {}
+        self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
+            records.EpochStarted: self._epoch_started,
+            records.GraphSubmitted: self._graph_submitted,
+            records.KeysWanted: self._keys_wanted,
+            records.KeysReleased: self._keys_released,
+            records.KeysCancelled: self._keys_cancelled,
+            records.DataScattered: self._data_scattered,
+            records.TaskErred: self._task_erred,
+            records.ErrorsCleared: self._errors_cleared,
+            records.TasksSuspected: self._tasks_suspected,
+            records.RetriesLeft: self._retries_left,
+            records.RestrictionsSet: self._restrictions_set,
+            records.ClientJoined: self._client_joined,
+            records.ClientLeft: self._client_left,
+            records.WorkerJoined: self._worker_joined,
+            records.WorkerLeft: self._worker_left,
+            records.PluginRegistered: self._plugin_registered,
+            records.PluginUnregistered: self._plugin_unregistered,
+            records.ClusterClosed: self._cluster_closed,
+        }
+
+    def apply(self, record: records.Record) -> None:
+        """Apply one record. An unreadable graph errs its own keys and nothing else."""
+        self._handlers[type(record)](record)
+
+    def ended(self, record: records.Record) -> None:
+        """Only note whether the cluster ended, without applying anything."""
+        if isinstance(record, records.EpochStarted | records.ClusterClosed):
+            self.closed = isinstance(record, records.ClusterClosed)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Submissions create tasks and schedule nothing."""
+        scheduler = self.scheduler
+        scheduler.transitions = lambda recommendations, stimulus_id: None
+        try:
+            yield
+        finally:
+            del scheduler.transitions
+
+    def _number(self, client: str, seq: int) -> None:
+        if seq:
+            self.last_seq[client] = seq
+
+    def _epoch_started(self, record: records.EpochStarted) -> None:
+        self.closed = False
+
+    def _cluster_closed(self, record: records.ClusterClosed) -> None:
+        """The cluster ended cleanly: what follows starts from nothing."""
+        scheduler = self.scheduler
+        for client in list(scheduler.clients):
+            if client != "fire-and-forget":
+                Scheduler.remove_client(scheduler, client, stimulus_id="resilience-replay")
+        fire_and_forget = scheduler.clients["fire-and-forget"]
+        keys = [ts.key for ts in fire_and_forget.wants_what]
+        Scheduler.client_releases_keys(scheduler, keys, "fire-and-forget", stimulus_id="resilience-replay")
+        self.last_seq.clear()
+        self.workers.clear()
+        self.clients.clear()
+        self.scheduler_plugins.clear()
+        self.closed = True
+
+    # Graphs and what is wanted
+
+    def _graph_submitted(self, record: records.GraphSubmitted) -> None:
+        self._number(record.client, record.seq)
+        self.graphs += 1
+        try:
+            rest = loads(record.rest)
+            expr = deserialize(rest.pop("header"), list(record.frames))
+        except Exception as error:
+            self._unreadable(record, error)
+            return
+        try:
+            self._submit(record, expr, rest)
+        except Exception:
+            # The scheduler refused it then as well, and told the client.
+            logger.info("Graph %s could not be materialized", record.stimulus_id, exc_info=True)
+
+    def _submit(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any]) -> None:
+        scheduler = self.scheduler
+        keys = set(record.keys)
+        dsk, annotations_by_type = _materialize_graph(expr=expr, validate=scheduler.validate)
+        if isinstance(expr, LLGExpr):
+            dsk = _cull(dsk, keys)
+        ordered = rest.get("internal_priority") or dask.order.order(dsk=dsk)
+        if scheduler._find_lost_dependencies(dsk, keys):
+            return
+        with self.muted():
+            scheduler._create_taskstate_from_graph(
+                dsk=dsk,
+                client=record.client,
+                keys=keys,
+                ordered=ordered,
+                submitting_task=rest.get("submitting_task"),
+                user_priority=rest.get("user_priority", 0),
+                actors=rest.get("actors"),
+                fifo_timeout=rest.get("fifo_timeout", 0),
+                code=rest.get("code", ()),
+                span_metadata=rest.get("span_metadata", {}),
+                annotations_by_type=annotations_by_type,
+                global_annotations=rest.get("annotations"),
+                start=time(),
+                stimulus_id=record.stimulus_id,
+            )
+
+    def _unreadable(self, record: records.GraphSubmitted, error: Exception) -> None:
+        problem = GraphUnreadable(record.keys, f"{type(error).__name__}: {error}")
+        logger.error("%s", problem)
+        exception = Serialized(*serialize(problem))
+        for key in record.keys:
+            ts = self.scheduler.tasks.get(key)
+            if ts is None:
+                ts = self.scheduler.new_task(key, None, "released")
+            elif ts.run_spec is not None:
+                continue
+            ts.priority = (0, 0, 0)
+            _err(ts, ts, exception, None, str(problem), "", ())
+        self.scheduler.client_desires_keys(keys=list(record.keys), client=record.client)
+
+    def _keys_wanted(self, record: records.KeysWanted) -> None:
+        self._number(record.origin, record.seq)
+        known = [key for key in record.keys if key in self.scheduler.tasks]
+        self.scheduler.client_desires_keys(keys=known, client=record.client)
+
+    def _keys_released(self, record: records.KeysReleased) -> None:
+        if record.client in self.scheduler.clients:
+            self.scheduler.client_releases_keys(
+                keys=list(record.keys), client=record.client, stimulus_id="resilience-replay"
+            )
+
+    def _keys_cancelled(self, record: records.KeysCancelled) -> None:
+        self._number(record.client, record.seq)
+        keys = [key for key in record.keys if (ts := self.scheduler.tasks.get(key)) is not None and ts.who_wants]
+        self.scheduler.stimulus_cancel(keys, record.client, force=record.force, reason="", msg="")
+
+    def _data_scattered(self, record: records.DataScattered) -> None:
+        scheduler = self.scheduler
+        for key, nbytes in record.nbytes.items():
+            ts = scheduler.tasks.get(key)
+            if ts is None:
+                ts = scheduler.new_task(key, None, "released")
+            if nbytes >= 0:
+                ts.set_nbytes(nbytes)
+        if record.client:
+            scheduler.client_desires_keys(keys=list(record.nbytes), client=record.client)
+
+    # Failures
+
+    def _task_erred(self, record: records.TaskErred) -> None:
+        ts = self.scheduler.tasks.get(record.key)
+        blame = self.scheduler.tasks.get(record.blame)
+        if ts is None or blame is None:
+            return
+        if record.error is None:
+            ts.exception_blame = blame
+            ts.state = "erred"
+        else:
+            exception, traceback, exception_text, traceback_text, erred_on = loads(record.error)
+            _err(ts, blame, exception, traceback, exception_text, traceback_text, erred_on)
+        self._completed(ts)
+
+    def _completed(self, ts: TaskState) -> None:
+        """A failure lets go of what was fired and forgotten; its release is a record of its own, which may be lost."""
+        fire_and_forget = self.scheduler.clients["fire-and-forget"]
+        if ts in fire_and_forget.wants_what:
+            self.scheduler.client_releases_keys(
+                keys=[ts.key], client="fire-and-forget", stimulus_id="resilience-replay"
+            )
+
+    def _errors_cleared(self, record: records.ErrorsCleared) -> None:
+        for key in record.keys:
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None and ts.state == "erred":
+                ts.exception = ts.exception_blame = ts.traceback = ts.erred_on = None
+                ts.state = "released"
+
+    def _tasks_suspected(self, record: records.TasksSuspected) -> None:
+        for key, count in record.counts.items():
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None:
+                ts.prefix.suspicious += count - ts.suspicious
+                ts.suspicious = count
+
+    def _retries_left(self, record: records.RetriesLeft) -> None:
+        for key, count in record.counts.items():
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None:
+                ts.retries = count
+
+    def _restrictions_set(self, record: records.RestrictionsSet) -> None:
+        for key, workers in record.workers.items():
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None:
+                ts.worker_restrictions = set(workers) or None
+
+    # Members and plugins
+
+    def _client_joined(self, record: records.ClientJoined) -> None:
+        self.clients[record.client] = record.resilient
+
+    def _client_left(self, record: records.ClientLeft) -> None:
+        self.clients.pop(record.client, None)
+        self.last_seq.pop(record.client, None)
+        if record.client in self.scheduler.clients:
+            Scheduler.remove_client(self.scheduler, record.client, stimulus_id="resilience-replay")
+
+    def _worker_joined(self, record: records.WorkerJoined) -> None:
+        self.workers[record.address] = (record.name, record.nanny)
+
+    def _worker_left(self, record: records.WorkerLeft) -> None:
+        self.workers.pop(record.address, None)
+
+    def _plugin_registered(self, record: records.PluginRegistered) -> None:
+        if record.kind == "worker":
+            self.scheduler.worker_plugins[record.name] = record.plugin
+        elif record.kind == "nanny":
+            self.scheduler.nanny_plugins[record.name] = record.plugin
+        else:
+            self.scheduler_plugins[record.name] = record.plugin
+
+    def _plugin_unregistered(self, record: records.PluginUnregistered) -> None:
+        plugins = {
+            "worker": self.scheduler.worker_plugins,
+            "nanny": self.scheduler.nanny_plugins,
+            "scheduler": self.scheduler_plugins,
+        }
+        plugins[record.kind].pop(record.name, None)
+
+
+def _err(
+    ts: Any, blame: Any, exception: Any, traceback: Any, exception_text: str, traceback_text: str, erred_on: Any
+) -> None:
+    ts.exception = exception
+    ts.traceback = traceback
+    ts.exception_text = exception_text
+    ts.traceback_text = traceback_text
+    ts.erred_on = set(erred_on)
+    ts.exception_blame = blame
+    ts.state = "erred"

@@ -1,0 +1,1 @@
+"""Faults against real clusters, and the demo that survives them."""

@@ -1,0 +1,249 @@
+"""What the journal can say.
+
+A record is one input of the scheduler, or one fact that a replay cannot work out again. How it is stored is specified
+in ``docs/reference/journal-format.md``. A field that is added later must have a default, which stands in for it in
+journals that lack it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from dask_resilience.types import Address, Key
+
+#: Where an older log ends: epoch, segment, length in bytes, LSN of the last record before that end.
+SealedEnd: TypeAlias = tuple[int, int, int, int]
+PluginKind: TypeAlias = Literal["scheduler", "worker", "nanny"]
+
+
+class Record:
+    """Base of all records. The classes below are what the journal holds."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochStarted(Record):
+    """A scheduler won the lease: the first record of its epoch.
+
+    Parameters
+    ----------
+    epoch
+        Number of the epoch, larger than every older one.
+    cluster
+        Name of the cluster.
+    holder
+        Who rules, for people to read.
+    versions
+        Versions of the software that wrote the epoch, by name.
+    sealed
+        Where the log before ends, or None where there was no log.
+    """
+
+    epoch: int
+    cluster: str
+    holder: str
+    versions: Mapping[str, str]
+    sealed: SealedEnd | None
+
+    def __post_init__(self) -> None:
+        if self.sealed is not None and [type(part) for part in self.sealed] != [int] * 4:
+            raise ValueError(f"sealed must be (epoch, segment, length, lsn), not {self.sealed!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSubmitted(Record):
+    """A client sent a graph.
+
+    Parameters
+    ----------
+    client
+        Its id.
+    seq
+        The client's number of this message.
+    stimulus_id
+        The stimulus under which the scheduler applied it.
+    keys
+        What the client asked for.
+    frames
+        The serialized graph as it came.
+    rest
+        The other arguments of the message, pickled.
+    """
+
+    client: str
+    seq: int
+    stimulus_id: str
+    keys: tuple[Key, ...]
+    frames: tuple[bytes, ...]
+    rest: bytes
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(frame, bytes | bytearray | memoryview) for frame in self.frames):
+            raise ValueError("each of frames must be bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysWanted(Record):
+    """`client` holds `keys`; `seq` is the number of this message, of the client `origin` that sent it.
+
+    The two differ where a client speaks for an owner that is none, such as ``fire-and-forget``.
+    """
+
+    client: str
+    seq: int
+    keys: tuple[Key, ...]
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysReleased(Record):
+    """A client let go of `keys`."""
+
+    client: str
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysCancelled(Record):
+    """A client cancelled `keys`; with `force`, for every other client too."""
+
+    client: str
+    seq: int
+    keys: tuple[Key, ...]
+    force: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataScattered(Record):
+    """A client put data on workers; `nbytes` are sizes in bytes by key. The data itself is not in the journal."""
+
+    client: str
+    nbytes: Mapping[Key, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskErred(Record):
+    """A task failed for good.
+
+    Parameters
+    ----------
+    key
+        The task.
+    blame
+        The task whose function raised: `key` itself or a dependency.
+    error
+        The pickled error, or None where the record of `blame` has it.
+    """
+
+    key: Key
+    blame: Key
+    error: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorsCleared(Record):
+    """Failed tasks `keys` are to run again."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksSuspected(Record):
+    """How often each task was on a worker that died: absolute counts, so that applying twice does no harm."""
+
+    counts: Mapping[Key, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetriesLeft(Record):
+    """How often each task may still fail: absolute counts."""
+
+    counts: Mapping[Key, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestrictionsSet(Record):
+    """The scheduler itself tied tasks to `workers`: addresses by key."""
+
+    workers: Mapping[Key, tuple[Address, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientJoined(Record):
+    """A client connected; a `resilient` one numbers its messages and comes back."""
+
+    client: str
+    resilient: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLeft(Record):
+    """A client left for good."""
+
+    client: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined(Record):
+    """A worker joined; `nanny` is the address of the process that watches it, if there is one."""
+
+    address: Address
+    name: Key
+    nanny: Address | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLeft(Record):
+    """A worker left or was declared dead."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginRegistered(Record):
+    """Someone registered a plugin, given pickled."""
+
+    kind: PluginKind
+    name: str
+    plugin: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginUnregistered(Record):
+    """Someone removed a plugin."""
+
+    kind: PluginKind
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterClosed(Record):
+    """The cluster ended cleanly: the next start is empty."""
+
+    reason: str
+
+
+#: Type numbers on disk. They are for ever: add at the end, never renumber, never use one again.
+REGISTRY: Final[Mapping[int, type[Record]]] = {
+    1: EpochStarted,
+    2: GraphSubmitted,
+    3: KeysWanted,
+    4: KeysReleased,
+    5: KeysCancelled,
+    6: DataScattered,
+    7: TaskErred,
+    8: ErrorsCleared,
+    9: TasksSuspected,
+    10: RetriesLeft,
+    11: RestrictionsSet,
+    12: ClientJoined,
+    13: ClientLeft,
+    14: WorkerJoined,
+    15: WorkerLeft,
+    16: PluginRegistered,
+    17: PluginUnregistered,
+    18: ClusterClosed,
+}

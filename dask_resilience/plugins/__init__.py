@@ -1,0 +1,1 @@
+"""Wiring: what hangs the parts onto a live scheduler, worker or nanny."""

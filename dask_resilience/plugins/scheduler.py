@@ -1,0 +1,455 @@
+"""A scheduler's life with a journal: rule, replay, gather, plan, serve, and stop when another one rules."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from time import time
+from typing import Any
+
+import dask
+import distributed
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import Scheduler
+
+from dask_resilience import __version__
+from dask_resilience._distributed import scheduler_adopt
+from dask_resilience._distributed.pinned import check_supported
+from dask_resilience._distributed.scheduler_members import Members
+from dask_resilience._distributed.scheduler_replay import Replay
+from dask_resilience._distributed.scheduler_tap import Tap, record_of
+from dask_resilience.errors import Fenced, NotRecovered, ResilienceError, StoreError
+from dask_resilience.failover.barrier import BarrierTerms
+from dask_resilience.journal import records
+from dask_resilience.plugins.recovery import Gathering
+from dask_resilience.settings import Settings, default_store
+from dask_resilience.storage import open_store
+from dask_resilience.storage.journal_reader import JournalReader
+from dask_resilience.storage.journal_writer import JournalWriter
+from dask_resilience.storage.leadership import LeaseKeeper, Leadership
+from dask_resilience.storage.takeover import rule
+from dask_resilience.types import Address
+
+logger = logging.getLogger("distributed.resilience")
+
+#: Topic of the events that tell what happened to the journal and the rule.
+TOPIC = "resilience"
+#: Exit code of a scheduler that was fenced, or that could not recover.
+EXIT_CODE = 3
+
+
+class SchedulerResilience(SchedulerPlugin):
+    """Lets a scheduler be replaced without losing its work.
+
+    Parameters
+    ----------
+    scheduler
+        The scheduler, started but not yet serving.
+    settings
+        All settings.
+
+    Attributes
+    ----------
+    ready : bool
+        Whether it serves.
+    phase : str
+        ``standby``, ``replaying``, ``gathering``, ``serving`` or ``stopped``.
+    """
+
+    name = "resilience"
+
+    def __init__(self, scheduler: Scheduler, settings: Settings) -> None:
+        self.scheduler: Any = scheduler
+        self.settings = settings
+        self.phase = "standby"
+        self.journal_error: str | None = None
+        self.recovered: dict[str, Any] = {}
+        self.store_url = settings.store or default_store(_port(scheduler))
+        self.leadership: Leadership | None = None
+        self.writer: JournalWriter | None = None
+        self.replay = Replay(scheduler)
+        self.members = Members(scheduler, self, client_grace_seconds=settings.failover.client_grace_seconds)
+        self.tap: Tap | None = None
+        self._gathering: Gathering | None = None
+        self._stopping = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    # What members need to know
+
+    @property
+    def ready(self) -> bool:
+        """Whether this scheduler has recovered and serves."""
+        return self.phase == "serving"
+
+    @property
+    def cluster(self) -> str:
+        """Identity of the cluster that the store belongs to."""
+        return self.leadership.cluster_id if self.leadership is not None else ""
+
+    @property
+    def epoch(self) -> int:
+        """Number of this reign."""
+        return self.leadership.epoch if self.leadership is not None else 0
+
+    def valid(self) -> bool:
+        """Whether the lease is surely ours now."""
+        return self.leadership is not None and self.leadership.valid()
+
+    def member_returned(self, member: str) -> None:
+        """A worker or client is back while we recover."""
+        if self._gathering is None:
+            return
+        if member in self.members.parked:
+            self._gathering.worker_returned(member, nanny=self.members.nannies.get(member) or None)
+        else:
+            self._gathering.client_returned(member)
+
+    def status(self) -> dict[str, Any]:
+        """What the readiness route and the command line show."""
+        out: dict[str, Any] = {"phase": self.phase, "epoch": self.epoch, "store": str(self.store_url)}
+        if self.writer is not None:
+            out["journal_pending_bytes"] = self.writer.pending_bytes
+        if self.journal_error is not None:
+            out["journal_error"] = self.journal_error
+        return out | self.recovered
+
+    # Taking over
+
+    async def take_over(self) -> None:
+        """Wait for the rule, rebuild the state, and begin to gather. Returns when registrations may come in."""
+        started = time()
+        await self._rule()
+        ruled = time()
+        self.phase = "replaying"
+        for logged in self._reader.read_to(self._leadership().sealed):
+            self.replay.apply(logged.record)
+        self._begin_journal()
+        self._attach()
+        self.recovered = {
+            "seconds_to_rule": round(ruled - started, 4),
+            "seconds_to_replay": round(time() - ruled, 4),
+            "graphs_replayed": self.replay.graphs,
+            "tasks_replayed": len(self.scheduler.tasks),
+        }
+        self._gathering = Gathering(
+            BarrierTerms(
+                worker_grace_seconds=self.settings.failover.grace_seconds,
+                client_grace_seconds=self.settings.failover.client_grace_seconds,
+            ),
+            workers=self.replay.workers,
+            clients={client for client, resilient in self.replay.clients.items() if resilient},
+            connection_args=self.scheduler.connection_args,
+        )
+        self.phase = "gathering"
+        await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
+        self._recovery = asyncio.create_task(self._recover(), name="resilience-recovery")
+
+    async def _rule(self) -> None:
+        store = await asyncio.to_thread(open_store, str(self.store_url))
+        self.store_url = store.url
+        logger.info("Journal in %s", store.url)
+        self._store = store
+        self._reader = JournalReader(store)
+        self.leadership = await asyncio.to_thread(
+            rule,
+            store,
+            address=self.scheduler.address,
+            cluster=self.settings.cluster,
+            ttl_seconds=self.settings.failover.lease_ttl_seconds,
+            stop=self._stopping,
+            on_wait=lambda line: logger.info("Standing by: %s", line),
+        )
+        self._keeper = LeaseKeeper(self.leadership, on_lost=self.stop)
+        self._keeper.start()
+        logger.info("Epoch %d begins in cluster %s", self.epoch, self.cluster)
+
+    def _leadership(self) -> Leadership:
+        assert self.leadership is not None
+        return self.leadership
+
+    def _begin_journal(self) -> None:
+        self.writer = JournalWriter(
+            self._store,
+            self._leadership(),
+            commit_interval_seconds=self.settings.journal.commit_interval_seconds,
+            segment_bytes=self.settings.journal.segment_size_bytes,
+            on_durable=self._durable_from_thread,
+            on_failure=self._failure_from_thread,
+            on_recovered=self._recovered_from_thread,
+        )
+
+    def _attach(self) -> None:
+        assert self.leadership is not None and self.writer is not None
+        self.tap = Tap(
+            self.scheduler,
+            self.writer,
+            pending_limit_bytes=self.settings.journal.pending_limit_bytes,
+            commit_interval_seconds=self.settings.journal.commit_interval_seconds,
+            last_seq=self.replay.last_seq,
+        )
+        self.tap.record(
+            records.EpochStarted(
+                epoch=self.epoch,
+                cluster=self.cluster,
+                holder=f"{self.scheduler.address} pid {os.getpid()}",
+                versions={
+                    "dask_resilience": __version__,
+                    "distributed": distributed.__version__,
+                    "dask": dask.__version__,
+                    "python": ".".join(map(str, sys.version_info[:3])),
+                },
+                sealed=self.leadership.sealed,
+            )
+        )
+        self.tap.attach()
+        self.members.tap = self.tap
+        self.members.attach()
+        self.scheduler.add_plugin(self, name=self.name, idempotent=True)
+
+    async def install(self) -> None:
+        """Begin to keep a journal on a scheduler that serves already: nothing is replayed, nothing is interrupted."""
+        await self._rule()
+        for logged in self._reader.read_to(self._leadership().sealed):
+            self.replay.ended(logged.record)
+        if not self.replay.closed:
+            raise StoreError(
+                str(self.store_url),
+                "holds the journal of a cluster that did not end. Start its scheduler with the preload to recover it, or "
+                "point resilience.store at an empty directory",
+            )
+        self._begin_journal()
+        self._attach()
+        for address in self.scheduler.workers:
+            self.members.worker_added(address)
+        for client in self.scheduler.client_comms:
+            self.members.client_added(client)
+        await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
+        self.members.serving.set()
+        self.phase = "serving"
+
+    async def _recover(self) -> None:
+        try:
+            await self._recover_or_raise()
+        except Exception as error:
+            logger.exception("Recovery failed; this scheduler does not serve an empty cluster instead")
+            self.stop(NotRecovered(str(error)))
+
+    async def _recover_or_raise(self) -> None:
+        assert self._gathering is not None
+        begun = time()
+        for name, plugin in self.replay.scheduler_plugins.items():
+            try:
+                await Scheduler.register_scheduler_plugin(
+                    self.scheduler, plugin=plugin, name=name or None, idempotent=True
+                )
+            except Exception:
+                logger.exception("Scheduler plugin %s could not be started again", name)
+        opened = await self._gathering.wait()
+        if opened.given_up_workers or opened.given_up_clients:
+            logger.warning(
+                "Opening without workers %s and clients %s", opened.given_up_workers, opened.given_up_clients
+            )
+        await self._hear_clients()
+        self._enact(begun)
+
+    async def _hear_clients(self) -> None:
+        """Apply what clients had sent and nobody acked, and let go of what nobody wants any more."""
+        assert self.tap is not None
+        for client, joining in self.members.joining.items():
+            for sent in joining.outbox:
+                await asyncio.sleep(0)
+                self._apply_unacked(client, dict(sent))
+            self.members.restate(client, joining.wants)
+        for client in list(self.replay.clients):
+            if client not in self.members.joining:
+                self.members._forget_client(client, None)
+
+    def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
+        assert self.tap is not None
+        seq = msg["seq"]
+        if self.tap.seen(client, seq):
+            self.tap.ack_again(client, seq)
+            return
+        record = record_of(client, msg)
+        self.tap.record(record, client=client, seq=seq)
+        self.replay.apply(record)
+
+    def _enact(self, begun: float) -> None:
+        """In one turn of the event loop: plan, let the workers in, and serve."""
+        holdings = self.members.returned()
+        for address in self.replay.workers:
+            if address not in holdings:
+                assert self.tap is not None
+                self.tap.record(records.WorkerLeft(address=address))
+        scheduler_adopt.fence_run_ids(self.scheduler, self.epoch, holdings.values())
+        self._let_go_of_finished(holdings.values())
+        plan = scheduler_adopt.plan(self.scheduler, holdings)
+        adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan)
+        self.recovered |= {
+            "workers_back": len(holdings),
+            "clients_back": len(self.members.joining),
+            "tasks_adopted_in_memory": len(plan.adopt_memory),
+            "tasks_adopted_running": len(plan.adopt_running),
+            "tasks_to_recompute": len(plan.recompute),
+            "tasks_lost": len(plan.lost),
+        }
+
+        def serve() -> None:
+            adoption.finish()
+            self.phase = "serving"
+            self.recovered["seconds_to_gather"] = round(time() - begun, 4)
+            self.members.serving.set()
+            for joining in self.members.joining.values():
+                if not joining.answer.done():
+                    joining.answer.set_result(None)
+            self._gathering = None
+            self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
+            logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
+
+        self.members.let_in(adoption, serve)
+
+    def _let_go_of_finished(self, holdings: Any) -> None:
+        """A task that was fired, forgotten and finished must not run again because its release was not yet durable."""
+        cs = self.scheduler.clients["fire-and-forget"]
+        finished = {key for held in holdings for key in held.finished}
+        done = [ts.key for ts in cs.wants_what if ts.key in finished and ts.who_wants == {cs} and not ts.dependents]
+        if done:
+            self.scheduler.client_releases_keys(keys=done, client="fire-and-forget")
+
+    # The scheduler's hooks
+
+    def add_worker(self, scheduler: Scheduler, worker: Address) -> None:
+        # Not a coroutine: the adoption must happen before the scheduler looks for work for this worker.
+        self.members.worker_added(worker)
+
+    def remove_worker(self, scheduler: Scheduler, worker: Address, *, stimulus_id: str, **kwargs: Any) -> None:
+        self.members.worker_removed(worker)
+
+    def add_client(self, scheduler: Scheduler, client: str) -> None:
+        self.members.client_added(client)
+
+    async def before_close(self) -> None:
+        """A clean end: the next start is empty."""
+        self._stopping.set()
+        if self.phase == "stopped":
+            return
+        self.phase = "stopped"
+        if self.tap is not None and self.writer is not None:
+            self.tap.record(records.ClusterClosed(reason="closed"))
+            self.tap.detach()
+            await asyncio.to_thread(self.writer.close)
+        if self.leadership is not None:
+            await asyncio.to_thread(self.leadership.release)
+
+    # From the I/O thread and the lease's keeper
+
+    def _durable_from_thread(self, lsn: int) -> None:
+        if self.tap is not None:
+            self._loop.call_soon_threadsafe(self.tap.durable, lsn)
+
+    def _failure_from_thread(self, error: Exception) -> None:
+        if isinstance(error, Fenced):
+            self.stop(error)
+        else:
+            self._loop.call_soon_threadsafe(self._journal_failed, error)
+
+    def _recovered_from_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._journal_recovered)
+
+    def _journal_failed(self, error: Exception) -> None:
+        self.journal_error = str(error)
+        logger.error("The journal cannot be written, so nothing is acked: %s", error)
+        self.scheduler.log_event(["all", TOPIC], {"action": "journal-failed", "error": str(error)})
+        if self.settings.journal.on_failure == "stop-scheduler":
+            self.stop(error)
+
+    def _journal_recovered(self) -> None:
+        self.journal_error = None
+        logger.warning("The journal can be written again")
+        self.scheduler.log_event(["all", TOPIC], {"action": "journal-recovered"})
+
+    def stop(self, error: Exception) -> None:
+        """End this scheduler without touching the workers: they belong to whoever rules now.
+
+        Any thread may call it: the event loop may be what is stuck, so it is not asked.
+        """
+        if self.phase == "stopped":
+            return
+        self.phase = "stopped"
+        self._stopping.set()
+        logger.critical("This scheduler stops: %s", error)
+        if owns_process():
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(EXIT_CODE)
+        self._loop.call_soon_threadsafe(self._abandon)
+
+    def _abandon(self) -> None:
+        """In somebody else's process: drop every connection, so that no message of ours reaches a member again."""
+        if self.tap is not None:
+            self.tap.detach()
+        for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:
+            stream.abort()
+        self.scheduler.stream_comms.clear()
+        self._closing = asyncio.create_task(self.scheduler.close(reason="resilience-stopped"))
+
+
+def owns_process() -> bool:
+    """Whether this process exists to run a scheduler, rather than a user's program with a cluster in it."""
+    return any(name in sys.modules for name in ("distributed.cli.dask_scheduler", "distributed.cli.dask_spec"))
+
+
+def _port(scheduler: Any) -> int:
+    start = scheduler._start_address[0]
+    tail = start.rpartition(":")[2]
+    return int(tail) if tail.isdigit() else 0
+
+
+class _RefuseStart(SchedulerPlugin):
+    """Fails the start of a scheduler: an exception in a preload would only be logged."""
+
+    name = "resilience-refused"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def start(self, scheduler: Scheduler) -> None:
+        raise self.error
+
+
+async def setup_scheduler(scheduler: Scheduler) -> None:
+    """What the preload does on a scheduler. A failure ends the process with code 3, or fails the cluster's start."""
+    try:
+        resilience = _new(scheduler)
+        await resilience.take_over()
+    except Exception as error:
+        if isinstance(error, ResilienceError):
+            logger.critical("%s", error)
+        else:
+            logger.critical("Resilience could not start", exc_info=True)
+        if owns_process():
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(EXIT_CODE)
+        scheduler.add_plugin(_RefuseStart(error), name=_RefuseStart.name)
+
+
+async def install_on_scheduler(scheduler: Scheduler) -> None:
+    """What `install` does on a scheduler that serves already; nothing where resilience is there."""
+    if getattr(scheduler, "resilience", None) is not None:
+        return
+    try:
+        await _new(scheduler).install()
+    except BaseException:
+        scheduler.resilience = None  # type: ignore[attr-defined]
+        raise
+
+
+def _new(scheduler: Scheduler) -> SchedulerResilience:
+    check_supported()
+    resilience = SchedulerResilience(scheduler, Settings.load())
+    scheduler.resilience = resilience  # type: ignore[attr-defined]
+    return resilience

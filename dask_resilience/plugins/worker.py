@@ -1,0 +1,38 @@
+"""What the preload does on a worker."""
+
+from __future__ import annotations
+
+import logging
+
+from distributed import Worker
+
+from dask_resilience._distributed.pinned import check_supported
+from dask_resilience._distributed.worker_link import WorkerLink
+from dask_resilience.settings import Settings
+
+logger = logging.getLogger("distributed.resilience")
+
+
+def setup_worker(worker: Worker) -> WorkerLink:
+    """Let `worker` outlive its scheduler.
+
+    Parameters
+    ----------
+    worker
+        A live worker, registered or not.
+
+    Raises
+    ------
+    UnsupportedDask, ConfigError
+        If this Dask or the configuration is not understood.
+    """
+    check_supported()
+    settings = Settings.load()
+    link = WorkerLink(
+        worker,
+        store_url=settings.store,
+        patience_seconds=settings.worker.patience_seconds,
+        poll_seconds=settings.leader_poll_seconds,
+    )
+    link.attach()
+    return link
