@@ -43,7 +43,7 @@ by_class = {
         frames=st.lists(raw, max_size=20).map(tuple),
         rest=raw,
     ),
-    records.KeysWanted: st.builds(records.KeysWanted, client=names, seq=counts, keys=key_tuples),
+    records.KeysWanted: st.builds(records.KeysWanted, client=names, seq=counts, keys=key_tuples, origin=names),
     records.KeysReleased: st.builds(records.KeysReleased, client=names, keys=key_tuples),
     records.KeysCancelled: st.builds(
         records.KeysCancelled, client=names, seq=counts, keys=key_tuples, force=st.booleans()

@@ -90,6 +90,8 @@ class _Span:
     surveys: list[Survey]
     seal: SealedEnd | None
     started: bool
+    #: Whether the epoch that it goes on from is missing.
+    after_gap: bool = False
 
 
 def verify_store(segments: Iterable[tuple[str, bytes]], *, cluster: bytes | None = None) -> Report:
@@ -189,7 +191,7 @@ class _Walk:
                 continue
             if seal and epoch < seal[0]:
                 self.tell("damage", _name(seal[0], seal[1]), 0, "missing: a newer epoch says the log before ends here")
-                seal = None
+                seal, spans[-1] = None, replace(spans[-1], after_gap=True)
             started = _opening(surveys, seal)
             spans.append(_Span(surveys=surveys, seal=seal, started=started is not None))
             # Without a record to open it, an epoch holds nothing, and the log ends in the epoch before.
@@ -204,6 +206,8 @@ class _Walk:
     def check_span(self, span: _Span) -> None:
         last = span.seal[1] if span.seal else span.surveys[-1].seq
         self.opened = False
+        if span.after_gap:
+            self.place = None
         following = 0
         for survey, successor in zip(span.surveys, [*span.surveys[1:], None], strict=True):
             if survey.seq > last:
@@ -217,8 +221,9 @@ class _Walk:
                 self.place, self.opened = None, True
                 continue
             self.check_start(survey, survey.header, span)
-            if successor and survey.seq < last:
-                self.check_inner_end(survey, survey.header, successor)
+            if survey.seq < last:
+                adjacent = successor is not None and successor.seq == survey.seq + 1
+                self.check_inner_end(survey, survey.header, successor.header if successor and adjacent else None)
             elif span.seal:
                 self.check_sealed_end(survey, span.seal)
             else:
@@ -241,15 +246,15 @@ class _Walk:
             if problem:
                 self.tell("damage", survey.name, 0, problem)
 
-    def check_inner_end(self, survey: Survey, header: SegmentHeader, successor: Survey) -> None:
+    def check_inner_end(self, survey: Survey, header: SegmentHeader, successor: SegmentHeader | None) -> None:
         """Only the records before the successor's first one count: behind them the writer may have given up."""
         broken = survey.fault or survey.torn
-        if successor.header is None:
+        if successor is None:
             if broken:
                 self.tell("damage", survey.name, survey.end, broken)
             self.count(survey, len(survey.ends) - 1, known=False)
             return
-        lsn = successor.header.first_lsn
+        lsn = successor.first_lsn
         index = lsn - header.first_lsn
         if not 0 <= index <= survey.records:
             problem = f"the next segment starts at LSN {lsn}, but here are {header.first_lsn} and {survey.records} more"
@@ -308,16 +313,17 @@ class _Walk:
 
 def _opening(surveys: Sequence[Survey], seal: SealedEnd | None) -> EpochStarted | None:
     """Find the record that opens an epoch: the first that counts."""
-    for survey, successor in zip(surveys, [*surveys[1:], None], strict=True):
-        if survey.header is None or (seal and survey.seq > seal[1]):
-            return None
-        if seal and survey.seq == seal[1]:
-            return survey.opening if survey.records and survey.ends[1] <= seal[2] else None
-        if successor and successor.header and successor.header.first_lsn <= survey.header.first_lsn:
-            # Given up before anything in it counted.
-            continue
-        return survey.opening
-    return None
+    survey = surveys[0]
+    for successor in surveys[1:]:
+        if not (survey.header and successor.header and successor.header.first_lsn <= survey.header.first_lsn):
+            break
+        if seal and successor.seq > seal[1]:
+            break
+        # Given up before anything in it counted.
+        survey = successor
+    if survey.opening and seal and (survey.seq, survey.ends[1]) > seal[1:3]:
+        return None
+    return survey.opening
 
 
 def _name(epoch: int, seq: int) -> str:

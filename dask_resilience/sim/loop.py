@@ -79,6 +79,7 @@ class Process:
         if self.stopped:
             self._held.append((act, args))
             return
+        self.loop.acting = self
         act(*args)
 
 
@@ -106,6 +107,8 @@ class Loop:
         self.now_seconds = 0.0
         self.rng = random.Random(seed)  # noqa: S311 -- a seed that repeats a run is the point
         self.events = 0
+        #: Whose event happens, or happened last.
+        self.acting: Process | None = None
         self.trace: deque[str] = deque(maxlen=TRACE_LENGTH)
         self._digest = hashlib.blake2b(digest_size=12)
         self._queue: list[tuple[float, int, Process | None, Callable[..., None], tuple[Any, ...]]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dask_resilience.journal.codec import encode_frame
 from dask_resilience.journal.records import ClientJoined, EpochStarted, GraphSubmitted, KeysReleased, TaskErred
-from dask_resilience.journal.segment import HEADER_BYTES, SegmentHeader, encode_footer, encode_header
+from dask_resilience.journal.segment import SegmentHeader, encode_footer, encode_header
 
 CLUSTER = bytes(range(16))
 NONCE = bytes(16)
@@ -90,6 +90,3 @@ def flip(data, bit):
     flipped = bytearray(data)
     flipped[bit // 8] ^= 1 << bit % 8
     return bytes(flipped)
-
-
-FIRST_FRAME = HEADER_BYTES

@@ -21,6 +21,7 @@ from dask_resilience.journal.records import (
     ErrorsCleared,
     GraphSubmitted,
     KeysReleased,
+    KeysWanted,
     Record,
     TaskErred,
 )
@@ -212,6 +213,11 @@ def test_newer_versions_and_unknown_types_are_refused():
     with pytest.raises(RecordTooNew, match="at byte 3 has a record of type 999") as unknown:
         decode_frame(b"abc" + frame_of(999, {}), 3, lsn=1, chain=0, name="log/a")
     assert (unknown.value.segment, unknown.value.offset, unknown.value.number) == ("log/a", 3, 999)
+
+
+def test_a_field_that_came_later_has_its_default_in_older_journals():
+    data = frame_of(3, {"client": "c", "seq": 1, "keys": ["x"]})
+    assert decode_frame(data, 0, lsn=1, chain=0).record == KeysWanted(client="c", seq=1, keys=("x",), origin="")
 
 
 def test_unknown_fields_are_ignored():

@@ -107,7 +107,7 @@ def test_a_header_that_nobody_writes_is_corrupt(data, problem):
 
 def test_a_newer_header_is_refused_whatever_it_adds():
     for data in (header_of(version=2), header_of(version=3, length=HEADER_BYTES + 5, extra=b"later")):
-        with pytest.raises(JournalTooNew, match="log/a has journal format [23], this release reads up to 1"):
+        with pytest.raises(JournalTooNew, match=r"log/a has journal format [23], this release reads up to 1"):
             read_segment(data, name="log/a")
 
 
@@ -152,7 +152,7 @@ def test_a_segment_cut_at_any_byte_ends_behind_its_last_whole_record():
         # A record that ends in zeros was whole only with its end mark.
         assert zeroed.end == contents.end
         assert zeroed.torn
-        for problem, arguments in [("", {"sealed": True}), ("sealed length", {"until": len(data)})]:
+        for problem, arguments in [("log/a", {"sealed": True}), ("sealed length", {"until": len(data)})]:
             with pytest.raises(JournalCorrupt, match=problem):
                 read_segment(data[:cut], name="log/a", **arguments)
 
