@@ -191,6 +191,7 @@ class CallInterrupted(ResilienceError, OSError):
 
     def __init__(self, operation: str) -> None:
         super().__init__(
-            f"the scheduler was replaced during {operation!r}; it may or may not have run. Check its effect and call again."
+            f"the scheduler was replaced during {operation!r}, which may or may not have run. "
+            "Check its effect and call again."
         )
         self.operation = operation

@@ -27,7 +27,7 @@ class RunLog:
             os.write(fd, f"{x!r}\n".encode())
             os.close(fd)
             time.sleep(seconds)
-            while gate_path is not None and not os.path.exists(gate_path):
+            while gate_path is not None and not os.path.exists(gate_path):  # noqa: PTH110
                 time.sleep(0.01)
             return x * 2
 

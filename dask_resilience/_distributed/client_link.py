@@ -80,7 +80,7 @@ class ResilientClient(distributed.Client):
         self._store_url = settings.store
         self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._sequence = 0
-        self._compass: Compass | None = None
+        self._compass: Any = None  # a Compass once the first scheduler is known
         self._ruler: Ruler | None = None
         self._joined = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -99,7 +99,7 @@ class ResilientClient(distributed.Client):
             return
         if self._compass is None:
             self._compass = Compass(
-                self.scheduler.address, connection_args=self.connection_args, store_url=self._store_url
+                str(self.scheduler.address), connection_args=self.connection_args, store_url=self._store_url
             )
         if not isinstance(self.scheduler, FollowingRPC):
             pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc
@@ -156,7 +156,7 @@ class ResilientClient(distributed.Client):
 
     def _dispatch(self, msgs: list[dict[str, Any]]) -> None:
         for msg in msgs:
-            handler = self._stream_handlers.get(msg.pop("op"))
+            handler: Any = self._stream_handlers.get(msg.pop("op"))
             if handler is not None:
                 handler(**msg)
 
@@ -172,7 +172,6 @@ class ResilientClient(distributed.Client):
 
     async def _scheduler_became_resilient(self) -> None:
         """The scheduler that we are connected to keeps a journal from now on."""
-        assert self._compass is not None
         ruler = await self._find(self._timeout)
         if ruler.resilient and self.scheduler_comm is not None:
             with self._refcount_lock:
@@ -186,7 +185,6 @@ class ResilientClient(distributed.Client):
             await asyncio.wait_for(self._joined.wait(), self._timeout)
 
     async def _find(self, limit_seconds: float) -> Ruler:
-        assert self._compass is not None
         deadline = monotonic() + limit_seconds
         pause = 0.02
         while True:
@@ -195,8 +193,8 @@ class ResilientClient(distributed.Client):
                 return ruler
             if monotonic() >= deadline:
                 raise OSError(
-                    f"Timed out trying to connect to {self._compass.address} after {limit_seconds:g} s: no scheduler answers there "
-                    "or at the address in the leader record"
+                    f"Timed out trying to connect to {self._compass.address} after {limit_seconds:g} s: "
+                    "no scheduler answers there or at the address in the leader record"
                 )
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, 0.5)
@@ -267,7 +265,7 @@ class ResilientClient(distributed.Client):
             try:
                 await self._ensure_connected(timeout=min(self._timeout, max(1.0, deadline - monotonic())))
             except SchedulerGone as error:
-                logger.error("%s; the futures of this client are cancelled", error)
+                logger.error("%s; the futures of this client are cancelled", error)  # noqa: TRY400 - no defect
                 break
             except (OSError, TimeoutError, CommClosedError) as error:
                 logger.debug("Not connected yet: %s", error)
@@ -291,7 +289,6 @@ class ResilientClient(distributed.Client):
 
     async def _watch_leader(self) -> None:
         """A stopped scheduler keeps its sockets open: only the leader record tells that it was replaced."""
-        assert self._compass is not None
         while self.status in ("running", "connecting"):
             await asyncio.sleep(self._poll_seconds)
             if self.status == "running" and self._compass is not None and await self._compass.overtaken():
@@ -352,11 +349,9 @@ class ResilientClient(distributed.Client):
 
 def client_for_worker(worker: Any, timeout: float | None) -> Any:
     """The client of tasks on `worker`, as `Worker._get_client` makes it, but one that survives."""
-    from dask_resilience.client import Client
-
     if timeout is None:
         timeout = dask.config.get("distributed.comm.timeouts.connect")
-    return Client(
+    return ResilientClient(
         worker.scheduler,
         loop=worker.loop,
         security=worker.security,

@@ -52,9 +52,17 @@ PLAIN_CLIENT_NOTICE = (
 class Reign(Protocol):
     """What members need to know of the rule of this scheduler."""
 
-    cluster: str
-    epoch: int
-    store_url: str
+    @property
+    def cluster(self) -> str:
+        """Identity of the cluster."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of this reign."""
+
+    @property
+    def store_url(self) -> str:
+        """Where the journal is."""
 
     def valid(self) -> bool:
         """Whether the lease is surely ours now."""
@@ -143,7 +151,11 @@ class Members:
         """Return when this scheduler serves and surely rules."""
         if not self.serving.is_set():
             await self.serving.wait()
-        while not self.reign.valid():
+        await self._rule_is_sure()
+
+    async def _rule_is_sure(self) -> None:
+        # A look at the clock decides, so there is nothing to be notified of.
+        while not self.reign.valid():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
     def _identity(self, stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,8 +175,7 @@ class Members:
     def _heartbeat(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
         async def heartbeat_worker(*args: Any, **kwargs: Any) -> Any:
-            while not self.reign.valid():
-                await asyncio.sleep(0.02)
+            await self._rule_is_sure()
             return stock(*args, **kwargs)
 
         return heartbeat_worker
@@ -385,7 +396,7 @@ class Members:
             logger.info("Client %s is gone; its keys are kept for %g s", client, self.client_grace_seconds)
             self._remove_later(client)
             return
-        self._forget_client(client, stimulus_id)
+        self.forget_client(client, stimulus_id)
 
     def _remove_later(self, client: str) -> None:
         self.scheduler.loop.call_later(self.client_grace_seconds, self._remove_if_gone, client)
@@ -393,12 +404,19 @@ class Members:
     def _remove_if_gone(self, client: str) -> None:
         if client not in self.scheduler.client_comms and client in self.scheduler.clients:
             logger.info("Client %s did not come back", client)
-            self._forget_client(client, None)
+            self.forget_client(client, None)
 
-    def _forget_client(self, client: str, stimulus_id: str | None) -> None:
+    def forget_client(self, client: str, stimulus_id: str | None = None) -> None:
+        """Let go of all that `client` wants, for good."""
         if client in self.scheduler.clients and self.tap is not None:
             self.tap.record(records.ClientLeft(client=client))
             self.tap.last_seq.pop(client, None)
         self._goodbyes.discard(client)
         self.resilient_clients.discard(client)
         self._stock_remove_client(client=client, stimulus_id=stimulus_id)
+
+
+def listening_port(scheduler: Any) -> int:
+    """The port that the scheduler was told to listen on; 0 if any."""
+    tail = str(scheduler._start_address[0]).rpartition(":")[2]
+    return int(tail) if tail.isdigit() else 0

@@ -1,8 +1,8 @@
 """Rebuilds a scheduler's state by sending the journalled messages through its own code.
 
-Scheduling is muted meanwhile: every task stays *released*, as if no worker had come yet. What is forgotten is forgotten by
-the scheduler's own rule, nobody wants it and nothing depends on it, which does not ask what was
-computed; so the replay needs no completions, and a key that was let go and used again means what it meant then.
+Scheduling is muted meanwhile: every task stays *released*, as if no worker had come yet. What is forgotten is forgotten
+by the scheduler's own rule, nobody wants it and nothing depends on it, which does not ask what was computed; so the
+replay needs no completions, and a key that was let go and used again means what it meant then.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_grap
 
 from dask_resilience.errors import GraphUnreadable
 from dask_resilience.journal import records
-from dask_resilience.types import Address, Key
+from dask_resilience.types import Address
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -115,7 +115,7 @@ class Replay:
         try:
             rest = loads(record.rest)
             expr = deserialize(rest.pop("header"), list(record.frames))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - unpickling runs foreign code, which raises what it likes
             self._unreadable(record, error)
             return
         try:
@@ -129,7 +129,7 @@ class Replay:
         keys = set(record.keys)
         dsk, annotations_by_type = _materialize_graph(expr=expr, validate=scheduler.validate)
         if isinstance(expr, LLGExpr):
-            dsk = _cull(dsk, keys)
+            dsk = _cull(dsk, keys)  # type: ignore[arg-type]
         ordered = rest.get("internal_priority") or dask.order.order(dsk=dsk)
         if scheduler._find_lost_dependencies(dsk, keys):
             return

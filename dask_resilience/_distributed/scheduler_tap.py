@@ -30,7 +30,9 @@ _FIRE_AND_FORGET = "fire-and-forget"
 class Log(Protocol):
     """What the tap needs of a journal writer."""
 
-    pending_bytes: int
+    @property
+    def pending_bytes(self) -> int:
+        """What waits for the disk."""
 
     def append(self, record: records.Record) -> int:
         """Queue `record`; its LSN is durable some time later."""
@@ -251,9 +253,9 @@ class Tap:
     def _owner_desires(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
         def client_desires_keys(keys: list[Key], client: str) -> None:
-            if client not in self.scheduler.client_comms and client != _FIRE_AND_FORGET and keys:
-                if not self._wants_all(client, keys):
-                    self.record(records.KeysWanted(client=client, seq=0, keys=tuple(keys)))
+            owner = client not in self.scheduler.client_comms and client != _FIRE_AND_FORGET
+            if owner and not self._wants_all(client, keys):
+                self.record(records.KeysWanted(client=client, seq=0, keys=tuple(keys)))
             stock(keys=keys, client=client)
 
         return client_desires_keys
@@ -368,7 +370,7 @@ class Tap:
 
     def suspected(self, tasks: Iterable[TaskState]) -> None:
         """Record how often `tasks` were on a worker that died."""
-        counts = {ts.key: ts.suspicious for ts in tasks if ts.suspicious}
+        counts: dict[Any, int] = {ts.key: ts.suspicious for ts in tasks if ts.suspicious}
         if counts:
             self.record(records.TasksSuspected(counts=counts))
 

@@ -133,7 +133,7 @@ class WorkerLink:
         for task in (self._returning, self._watching):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        return await self._stock_close(*args, reason=reason, **kwargs)
+        return await self._stock_close(*args, **{**kwargs, "reason": reason})
 
     def _get_client(self, timeout: float | None = None) -> Any:
         """As stock, but a client that is made here survives as the worker does."""
@@ -172,7 +172,6 @@ class WorkerLink:
         self._returning = asyncio.create_task(self._return(), name="resilience-return")
 
     async def _return(self) -> None:
-        worker = self.worker
         deadline = monotonic() + self.patience_seconds
         pause = 0.02
         while monotonic() < deadline and not self._closing:

@@ -9,8 +9,8 @@ import distributed
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 _ONLY_BY_PRELOAD = (
-    "dask_resilience.install covers what is submitted from now on. Graphs, futures and scattered data from before are not "
-    "in the journal and end with this scheduler, and its replacement has to be started with "
+    "dask_resilience.install covers what is submitted from now on. Graphs, futures and scattered data from before are "
+    "not in the journal and end with this scheduler, and its replacement has to be started with "
     "`dask scheduler --preload dask_resilience.preload` on the store {store}. Start the scheduler with the preload to "
     "have everything from the beginning, a standby, and the readiness route."
 )
@@ -71,7 +71,8 @@ def install(client: distributed.Client) -> dict[str, Any]:
     """
     client.register_plugin(_OnScheduler())
     client.register_plugin(_OnWorker())
-    described: dict[str, Any] = client.sync(client.scheduler.identity, n_workers=0)["resilience"]
+    scheduler: Any = client.scheduler
+    described: dict[str, Any] = client.sync(scheduler.identity, n_workers=0)["resilience"]
     become = getattr(client, "_scheduler_became_resilient", None)
     if become is not None:
         client.sync(become)

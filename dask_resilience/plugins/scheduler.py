@@ -18,7 +18,7 @@ from distributed.scheduler import Scheduler
 from dask_resilience import __version__
 from dask_resilience._distributed import scheduler_adopt
 from dask_resilience._distributed.pinned import check_supported
-from dask_resilience._distributed.scheduler_members import Members
+from dask_resilience._distributed.scheduler_members import Members, listening_port
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_tap import Tap, record_of
 from dask_resilience.errors import Fenced, NotRecovered, ResilienceError, StoreError
@@ -29,7 +29,7 @@ from dask_resilience.settings import Settings, default_store
 from dask_resilience.storage import open_store
 from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
-from dask_resilience.storage.leadership import LeaseKeeper, Leadership
+from dask_resilience.storage.leadership import Leadership, LeaseKeeper
 from dask_resilience.storage.takeover import rule
 from dask_resilience.types import Address
 
@@ -67,7 +67,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.phase = "standby"
         self.journal_error: str | None = None
         self.recovered: dict[str, Any] = {}
-        self.store_url = settings.store or default_store(_port(scheduler))
+        self.store_url = settings.store or default_store(listening_port(scheduler))
         self.leadership: Leadership | None = None
         self.writer: JournalWriter | None = None
         self.replay = Replay(scheduler)
@@ -182,7 +182,8 @@ class SchedulerResilience(SchedulerPlugin):
         )
 
     def _attach(self) -> None:
-        assert self.leadership is not None and self.writer is not None
+        assert self.leadership is not None
+        assert self.writer is not None
         self.tap = Tap(
             self.scheduler,
             self.writer,
@@ -217,8 +218,8 @@ class SchedulerResilience(SchedulerPlugin):
         if not self.replay.closed:
             raise StoreError(
                 str(self.store_url),
-                "holds the journal of a cluster that did not end. Start its scheduler with the preload to recover it, or "
-                "point resilience.store at an empty directory",
+                "holds the journal of a cluster that did not end. Start its scheduler with the preload to recover it, "
+                "or point resilience.store at an empty directory",
             )
         self._begin_journal()
         self._attach()
@@ -265,7 +266,7 @@ class SchedulerResilience(SchedulerPlugin):
             self.members.restate(client, joining.wants)
         for client in list(self.replay.clients):
             if client not in self.members.joining:
-                self.members._forget_client(client, None)
+                self.members.forget_client(client)
 
     def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
         assert self.tap is not None
@@ -322,13 +323,16 @@ class SchedulerResilience(SchedulerPlugin):
     # The scheduler's hooks
 
     def add_worker(self, scheduler: Scheduler, worker: Address) -> None:
+        """Adopt what a worker holds."""
         # Not a coroutine: the adoption must happen before the scheduler looks for work for this worker.
         self.members.worker_added(worker)
 
     def remove_worker(self, scheduler: Scheduler, worker: Address, *, stimulus_id: str, **kwargs: Any) -> None:
+        """Record that a worker left."""
         self.members.worker_removed(worker)
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
+        """Give a client that came back what it wanted."""
         self.members.client_added(client)
 
     async def before_close(self) -> None:
@@ -400,12 +404,6 @@ class SchedulerResilience(SchedulerPlugin):
 def owns_process() -> bool:
     """Whether this process exists to run a scheduler, rather than a user's program with a cluster in it."""
     return any(name in sys.modules for name in ("distributed.cli.dask_scheduler", "distributed.cli.dask_spec"))
-
-
-def _port(scheduler: Any) -> int:
-    start = scheduler._start_address[0]
-    tail = start.rpartition(":")[2]
-    return int(tail) if tail.isdigit() else 0
 
 
 class _RefuseStart(SchedulerPlugin):

@@ -358,7 +358,9 @@ class TestProof:
     def test_no_process_or_another_under_its_pid_is_proof(self, ticks):
         assert provably_dead(ME, replace(self.FACTS, started_ticks=ticks))
 
-    @pytest.mark.parametrize("elsewhere", [{"host": "b"}, {"boot_id": "later"}, {"pid_namespace": "pid:[2]"}, {"pid": 8}])
+    @pytest.mark.parametrize(
+        "elsewhere", [{"host": "b"}, {"boot_id": "later"}, {"pid_namespace": "pid:[2]"}, {"pid": 8}]
+    )
     def test_facts_from_elsewhere_prove_nothing(self, elsewhere):
         assert not provably_dead(ME, replace(self.FACTS, started_ticks=None, **elsewhere))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from support import RunLog
 
 from dask_resilience import Client
 from dask_resilience.chaos.processes import Cluster
-from support import RunLog
 
 #: Short graces, so that a test which loses a member for good does not wait for it as production would.
 QUICK = {
