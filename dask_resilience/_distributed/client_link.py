@@ -343,7 +343,7 @@ class ResilientClient(distributed.Client):
     async def _drain(self) -> None:
         """Wait briefly for acks: a graph that was fired and forgotten right before the exit should be durable."""
         deadline = monotonic() + _CLOSE_DRAIN_SECONDS
-        while self._outbox and monotonic() < deadline and self.status == "running":
+        while self._outbox and monotonic() < deadline and self.status == "running":  # noqa: ASYNC110 - rare and brief
             await asyncio.sleep(0.01)
 
 

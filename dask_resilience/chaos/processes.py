@@ -88,12 +88,21 @@ class SchedulerProcess(OwnedProcess):
         answer = http_get(self.http_port, "/resilience/ready")
         return answer[0] if answer else None
 
+    def readiness(self) -> dict[str, Any] | None:
+        """Return what ``/resilience/ready`` tells, or None if it is silent."""
+        answer = http_get(self.http_port, "/resilience/ready")
+        if answer is None or answer[0] not in (200, 503):
+            return None
+        content: dict[str, Any] = json.loads(answer[1])
+        return content
+
     def is_ready(self) -> bool:
         """Whether this very process serves at its address and, when resilient, has opened."""
-        if not self.alive or (self.resilient and self.ready_status() != 200):
+        if not self.alive:
             return False
-        identity = self.json("identity")
-        return identity is not None and identity.get("address") == self.address
+        # Dask's own identity page fails once workers have run tasks: their metrics have keys that JSON does not know.
+        told = self.readiness() if self.resilient else self.json("identity")
+        return told is not None and told.get("ready", True) and told.get("address") == self.address
 
     def wait_ready(self, *, timeout_seconds: float = _READY_PATIENCE_SECONDS) -> None:
         """Wait until it serves."""
@@ -105,6 +114,8 @@ class SchedulerProcess(OwnedProcess):
 
     def worker_names(self) -> set[str]:
         """Return the names of the workers that are registered."""
+        if self.resilient:
+            return set((self.readiness() or {}).get("workers", ()))
         identity = self.json("identity") or {}
         return {str(worker["name"]) for worker in identity.get("workers", {}).values()}
 

@@ -109,7 +109,13 @@ class SchedulerResilience(SchedulerPlugin):
 
     def status(self) -> dict[str, Any]:
         """What the readiness route and the command line show."""
-        out: dict[str, Any] = {"phase": self.phase, "epoch": self.epoch, "store": str(self.store_url)}
+        out: dict[str, Any] = {
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "store": str(self.store_url),
+            "address": self.scheduler.address,
+            "workers": sorted(str(ws.name) for ws in self.scheduler.workers.values()),
+        }
         if self.writer is not None:
             out["journal_pending_bytes"] = self.writer.pending_bytes
         if self.journal_error is not None:

@@ -38,6 +38,8 @@ class Engine:
     who_has: dict[str, dict[Address, None]] = field(default_factory=dict)
     processing: dict[str, tuple[Address, int]] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
+    #: Those of `processing` that load a durable copy and need no dependencies.
+    loading: set[str] = field(default_factory=set)
 
     def state(self, key: str, needed: Collection[str]) -> str:
         """Name Dask's state of a key that is known."""
@@ -107,6 +109,7 @@ class Engine:
         self.who_has = {str(key): dict.fromkeys(found) for key, found in plan.adopt_memory.items()}
         self.processing = {str(key): run for key, run in plan.adopt_running.items()}
         self.lost = {str(key) for key in plan.lost}
+        self.loading.clear()
         for key in plan.report_erred:
             self.fail(str(key), str(key))
         for address, keys in plan.forget.items():
@@ -118,6 +121,7 @@ class Engine:
             self.who_has.setdefault(str(key), {})[address] = None
         for key, run_id in plan.adopt_running.items():
             self.processing[str(key)] = (address, run_id)
+            self.loading.discard(str(key))
         for key in plan.report_erred:
             self.fail(str(key), str(key))
         if plan.forget:
@@ -126,7 +130,7 @@ class Engine:
     def _needs(self, key: str) -> tuple[str, ...]:
         if key in self.who_has or key in self.books.erred or key in self.lost:
             return ()
-        if key in self.durable and key not in self.processing:
+        if key in self.loading if key in self.processing else key in self.durable:
             return ()
         return self.books.tasks[key].dependencies
 
@@ -159,6 +163,7 @@ class Engine:
         holders = {dependency: list(self.who_has[dependency]) for dependency in self._needs(key)}
         run_id = self.next_run_id()
         self.processing[key] = (address, run_id)
+        (self.loading.add if key in self.durable else self.loading.discard)(key)
         message = {"op": "compute", "key": key, "run_id": run_id, "dependencies": holders}
         task = self.books.tasks[key]
         self.send(address, {**message, "load": key in self.durable, "fails": task.fails})

@@ -7,7 +7,7 @@ between them is cut. What a side sent shortly before the end may have arrived or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -119,6 +119,10 @@ class Network:
         """Separate two hosts."""
         self._cut.add(frozenset((one, other)))
 
+    def join(self, one: str, other: str) -> None:
+        """End one separation."""
+        self._cut.discard(frozenset((one, other)))
+
     def heal(self) -> None:
         """End every separation."""
         self._cut.clear()
@@ -138,11 +142,10 @@ class Network:
         there = self._listening.get(address)
         return there is not None and not there.process.alive and self.reaches(caller, there.process)
 
-    def connect(self, caller: Endpoint, address: str, *, on_failure: Callable[[], None]) -> Link | None:
+    def connect(self, caller: Endpoint, address: str) -> Link | None:
         """Ask for a link. It is there at once; whether anybody is at its other end shows later."""
         there = self._listening.get(address)
         if there is None:
-            caller.process.later(self._latency(), on_failure)
             return None
         link = Link(self, (caller, there))
         self._links.append(link)

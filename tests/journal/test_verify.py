@@ -145,6 +145,10 @@ def test_an_epoch_sealed_before_its_first_record_holds_nothing():
     report = verify(torn | {name(5, 0): writer.segments[name(5, 0)]})
     assert report.findings == ()
     assert report.records == 4
+    # The same when its writer, fenced by then, wrote that record after all.
+    report = verify(writer.segments)
+    assert told(report) == [("note", NEWER, HEADER_BYTES)]
+    assert report.records == 4
 
 
 def test_a_missing_segment():
