@@ -78,6 +78,7 @@ class ResilientClient(distributed.Client):
         self._patience_seconds = settings.client.patience_seconds
         self._poll_seconds = settings.leader_poll_seconds
         self._store_url = settings.store
+        self._on_worker: str = kwargs.pop("on_worker", "")
         self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._sequence = 0
         self._compass: Any = None  # a Compass once the first scheduler is known
@@ -161,14 +162,19 @@ class ResilientClient(distributed.Client):
                 handler(**msg)
 
     def _send_what_came_meanwhile(self, wants: list[Any], handed: int) -> None:
-        """Send what happened between the picture that the join carried and the new stream."""
+        """Send what happened between the picture that the join carried and the new stream.
+
+        Graphs go before releases: a later graph may depend on a key that was let go right after it was submitted, and
+        that nobody else holds.
+        """
         with self._refcount_lock:
-            released = [key for key in wants if key not in self.refcount]
             later = [msg for seq, msg in self._outbox.items() if seq > handed]
-        if released:
-            self._send_to_scheduler_safe({"op": "client-releases-keys", "keys": released, "client": self.id})
+            held = dict.fromkeys([*wants, *(key for msg in later for key in msg["keys"])])
+            released = [key for key in held if key not in self.refcount]
         for msg in later:
             self._send_to_scheduler_safe(msg)
+        if released:
+            self._send_to_scheduler_safe({"op": "client-releases-keys", "keys": released, "client": self.id})
 
     async def _scheduler_became_resilient(self) -> None:
         """The scheduler that we are connected to keeps a journal from now on."""
@@ -208,6 +214,7 @@ class ResilientClient(distributed.Client):
             timeout_seconds=5.0,
             answer_seconds=_JOIN_ANSWER_SECONDS,
             client=self.id,
+            worker=self._on_worker,
             wants=wants,
             outbox=outbox,
         )
@@ -359,5 +366,6 @@ def client_for_worker(worker: Any, timeout: float | None) -> Any:
         asynchronous=in_async_call(worker.loop),
         direct_to_workers=True,
         name="worker",
+        on_worker=worker.contact_address or worker.address,
         timeout=parse_timedelta(timeout, "s"),
     )

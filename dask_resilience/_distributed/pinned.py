@@ -1,8 +1,8 @@
 """Every internal of Dask that the seam relies on, with the signature that it relies on.
 
 The contract test and the check at start-up read this table. A line says where the name is and what its parameters
-are, in order; attributes that are not callable have none. When a release of distributed changes one of them, the fix and the new
-line belong into the same change.
+are, in order; attributes that are not callable have none. When a release of distributed changes one of them, the fix
+and the new line belong into the same change.
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ class Members:
         self.parked: dict[Address, tuple[Comm, Holdings]] = {}
         self.nannies: dict[Address, Address] = {}
         self.joining: dict[str, Joining] = {}
-        self.resilient_clients: set[str] = set()
+        #: Resilient clients, and the worker in whose process each lives, if it does.
+        self.resilient_clients: dict[str, Address] = {}
         self.adoption: Adoption | None = None
         self._planned = asyncio.Event()
         self._unsettled: set[Address] = set()
@@ -293,9 +294,11 @@ class Members:
 
     # Clients
 
-    async def join(self, client: str, wants: list[Key], outbox: list[dict[str, Any]]) -> dict[str, Any]:
+    async def join(
+        self, client: str, wants: list[Key], outbox: list[dict[str, Any]], worker: Address = ""
+    ) -> dict[str, Any]:
         """A resilient client comes, or comes back: apply what we had not yet seen, and compare what it wants."""
-        self.resilient_clients.add(client)
+        self.resilient_clients[client] = worker
         if not self.serving.is_set():
             joining = self.joining[client] = Joining(wants=list(wants), outbox=list(outbox))
             self.reign.member_returned(client)
@@ -367,7 +370,8 @@ class Members:
         if old is not None and client in self.resilient_clients:
             self.scheduler.clients[client].wants_what.update(old.wants_what)
         if self.tap is not None:
-            self.tap.record(records.ClientJoined(client=client, resilient=client in self.resilient_clients))
+            worker = self.resilient_clients.get(client)
+            self.tap.record(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
 
     def _subscribe_topic(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
@@ -412,7 +416,7 @@ class Members:
             self.tap.record(records.ClientLeft(client=client))
             self.tap.last_seq.pop(client, None)
         self._goodbyes.discard(client)
-        self.resilient_clients.discard(client)
+        self.resilient_clients.pop(client, None)
         self._stock_remove_client(client=client, stimulus_id=stimulus_id)
 
 

@@ -42,6 +42,8 @@ class Replay:
         self.workers: dict[Address, tuple[Any, Address | None]] = {}
         #: Clients that were there: id to whether they come back.
         self.clients: dict[str, bool] = {}
+        #: Clients that live in the process of a worker: id to its address.
+        self.client_workers: dict[str, Address] = {}
         self.closed = True
         self.graphs = 0
         self.scheduler_plugins: dict[str, bytes] = {}
@@ -104,6 +106,7 @@ class Replay:
         self.last_seq.clear()
         self.workers.clear()
         self.clients.clear()
+        self.client_workers.clear()
         self.scheduler_plugins.clear()
         self.closed = True
 
@@ -245,9 +248,12 @@ class Replay:
 
     def _client_joined(self, record: records.ClientJoined) -> None:
         self.clients[record.client] = record.resilient
+        if record.worker:
+            self.client_workers[record.client] = record.worker
 
     def _client_left(self, record: records.ClientLeft) -> None:
         self.clients.pop(record.client, None)
+        self.client_workers.pop(record.client, None)
         self.last_seq.pop(record.client, None)
         if record.client in self.scheduler.clients:
             Scheduler.remove_client(self.scheduler, record.client, stimulus_id="resilience-replay")

@@ -173,10 +173,21 @@ class RestrictionsSet(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientJoined(Record):
-    """A client connected; a `resilient` one numbers its messages and comes back."""
+    """A client connected.
+
+    Parameters
+    ----------
+    client
+        Its id.
+    resilient
+        Whether it numbers its messages and comes back.
+    worker
+        Address of the worker in whose process it lives, and with which it dies; empty for any other.
+    """
 
     client: str
     resilient: bool
+    worker: Address = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class Gathering:
     workers
         Expected workers: address to (name, nanny).
     clients
-        Expected clients.
+        Expected clients: id to the worker with which it dies, if there is one.
     connection_args
         For probing workers.
     """
@@ -51,19 +51,22 @@ class Gathering:
         terms: BarrierTerms,
         *,
         workers: Mapping[Address, tuple[Any, Address | None]],
-        clients: set[str],
+        clients: Mapping[str, Address | None],
         connection_args: dict[str, Any],
     ) -> None:
         self._barrier = Barrier(terms)
         self._workers = dict(workers)
+        self._clients = dict(clients)
         self._connection_args = connection_args
         self._changed = asyncio.Event()
         self._opened: Open | None = None
         self.waiting: KeepWaiting | None = None
         for address in workers:
             self._step(MemberExpected(kind=MemberKind.WORKER, member=address))
-        for client in clients:
+        for client, worker in clients.items():
             self._step(MemberExpected(kind=MemberKind.CLIENT, member=client))
+            if worker and worker not in workers:
+                self._step(MemberProvenGone(kind=MemberKind.CLIENT, member=client))
 
     def worker_returned(self, address: Address, *, nanny: Address | None = None, name: Any = None) -> None:
         """A worker is back, or a new one came in the place of an old one."""
@@ -71,7 +74,13 @@ class Gathering:
         for other, (other_name, other_nanny) in self._workers.items():
             replaced = (nanny and other_nanny == nanny) or (name is not None and other_name == name)
             if other != address and replaced:
-                self._step(MemberProvenGone(kind=MemberKind.WORKER, member=other))
+                self._worker_gone(other)
+
+    def _worker_gone(self, address: Address) -> None:
+        self._step(MemberProvenGone(kind=MemberKind.WORKER, member=address))
+        for client, worker in self._clients.items():
+            if worker == address:
+                self._step(MemberProvenGone(kind=MemberKind.CLIENT, member=client))
 
     def client_returned(self, client: str) -> None:
         """A client joined."""
@@ -117,5 +126,5 @@ class Gathering:
             for address, gone in zip(missing, refused, strict=True):
                 if gone:
                     logger.info("Worker %s is gone: its address refuses connections", address)
-                    self._step(MemberProvenGone(kind=MemberKind.WORKER, member=address))
+                    self._worker_gone(address)
             await asyncio.sleep(_PROBE_SECONDS)

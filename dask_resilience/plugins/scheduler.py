@@ -146,7 +146,11 @@ class SchedulerResilience(SchedulerPlugin):
                 client_grace_seconds=self.settings.failover.client_grace_seconds,
             ),
             workers=self.replay.workers,
-            clients={client for client, resilient in self.replay.clients.items() if resilient},
+            clients={
+                client: self.replay.client_workers.get(client)
+                for client, resilient in self.replay.clients.items()
+                if resilient
+            },
             connection_args=self.scheduler.connection_args,
         )
         self.phase = "gathering"
