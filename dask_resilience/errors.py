@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class ResilienceError(Exception):
     """Base of everything that this package raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors travel from schedulers and workers to clients. By default one would be made again by calling its
+        # class with the message alone, which is not what the constructors here take.
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[ResilienceError], args: tuple[Any, ...], fields: dict[str, Any]) -> ResilienceError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(ResilienceError, ValueError):
@@ -171,9 +184,6 @@ class GraphUnreadable(ResilienceError):
         )
         self.keys = tuple(keys)
         self.problem = problem
-
-    def __reduce__(self) -> tuple[type[GraphUnreadable], tuple[Sequence[object], str]]:
-        return type(self), (self.keys, self.problem)
 
 
 class SchedulerGone(ResilienceError, OSError):

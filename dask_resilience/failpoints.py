@@ -33,6 +33,14 @@ NAMES = frozenset(
         "takeover.after-fence",
         "takeover.after-log-read",
         "takeover.after-epoch-started",
+        "graph.before-record",
+        "graph.after-record",
+        "graph.after-apply",
+        "recovery.after-replay",
+        "recovery.after-gather",
+        "recovery.after-clients",
+        "recovery.after-plan",
+        "recovery.before-serving",
     }
 )
 

@@ -56,7 +56,9 @@ by_class = {
     records.RestrictionsSet: st.builds(
         records.RestrictionsSet, workers=maps(st.lists(addresses, max_size=3).map(tuple))
     ),
-    records.ClientJoined: st.builds(records.ClientJoined, client=names, resilient=st.booleans()),
+    records.ClientJoined: st.builds(
+        records.ClientJoined, client=names, resilient=st.booleans(), worker=st.just("") | addresses
+    ),
     records.ClientLeft: st.builds(records.ClientLeft, client=names),
     records.WorkerJoined: st.builds(
         records.WorkerJoined, address=addresses, name=names | counts, nanny=st.none() | addresses

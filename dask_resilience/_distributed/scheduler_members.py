@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from distributed.comm import Comm
 from distributed.core import Status
+from distributed.protocol.pickle import dumps
 from distributed.scheduler import Scheduler
 
 from dask_resilience._distributed import inventory, leader, scheduler_adopt
@@ -372,13 +373,15 @@ class Members:
         if self.tap is not None:
             worker = self.resilient_clients.get(client)
             self.tap.record(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
+            # The stream is there as soon as stock has returned to the event loop.
+            asyncio.get_running_loop().call_soon(self.tap.send_ack, client)
 
     def _subscribe_topic(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
         def subscribe_topic(topic: str, client: str) -> Any:
             result = stock(topic=topic, client=client)
             if topic == "warn" and client not in self.resilient_clients:
-                notice = {"message": PLAIN_CLIENT_NOTICE, "category": UserWarning}
+                notice = {"message": dumps(PLAIN_CLIENT_NOTICE), "category": dumps(UserWarning)}
                 self.scheduler.client_send(client, {"op": "event", "topic": "warn", "event": (time(), notice)})
             return result
 
@@ -414,7 +417,7 @@ class Members:
         """Let go of all that `client` wants, for good."""
         if client in self.scheduler.clients and self.tap is not None:
             self.tap.record(records.ClientLeft(client=client))
-            self.tap.last_seq.pop(client, None)
+            self.tap.forget_client(client)
         self._goodbyes.discard(client)
         self.resilient_clients.pop(client, None)
         self._stock_remove_client(client=client, stimulus_id=stimulus_id)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import Scheduler, TaskState
 
+from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.types import Key
 
@@ -70,6 +71,7 @@ class Tap:
         self._pending_limit_bytes = pending_limit_bytes
         self._commit_interval_seconds = max(commit_interval_seconds, 0.001)
         self._acks: deque[tuple[int, str, int]] = deque()
+        self._acked: dict[str, int] = {}
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._releases: dict[str, list[Key]] = {}
         self._release_timer: asyncio.TimerHandle | None = None
@@ -146,13 +148,24 @@ class Tap:
         while self._acks and self._acks[0][0] <= self._durable_lsn:
             _, client, seq = self._acks.popleft()
             acked[client] = seq
-        for client, seq in acked.items():
-            self.scheduler.client_send(client, {"op": "resilience-ack", "seq": seq})
+        self._acked |= acked
+        for client in acked:
+            self.send_ack(client)
         while self._waiters and self._waiters[0][0] <= self._durable_lsn:
             waiter = self._waiters.popleft()[1]
             if not waiter.done():
                 waiter.set_result(None)
         self._room.set()
+
+    def send_ack(self, client: str) -> None:
+        """Tell `client` what is durable. Without a stream it is told when it has one."""
+        if (seq := self._acked.get(client)) is not None:
+            self.scheduler.client_send(client, {"op": "resilience-ack", "seq": seq})
+
+    def forget_client(self, client: str) -> None:
+        """`client` is gone for good."""
+        self.last_seq.pop(client, None)
+        self._acked.pop(client, None)
 
     async def committed(self) -> None:
         """Return when all that was recorded so far is durable."""
@@ -201,10 +214,13 @@ class Tap:
                 self.ack_again(client, seq)
                 return
             await self.room()
+            failpoint("graph.before-record")
             record = graph_record(client, seq, msg)
             self.record(record, client=client, seq=seq)
+            failpoint("graph.after-record")
             msg["stimulus_id"] = record.stimulus_id
             await stock(client=client, **msg)
+            failpoint("graph.after-apply")
 
         return update_graph
 

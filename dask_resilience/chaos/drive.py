@@ -177,6 +177,8 @@ class Run:
                 return None
             if failed := self._job.failed():
                 return self._why_failed(failed)
+            if self._cluster.alive_workers() == 0:
+                return f"all workers left: {done} of {self._outcome.total} tasks are done"
             if now - started_at > self._patience_seconds or now - moved_at > self._patience_seconds / 2:
                 return f"no end in {now - started_at:.0f} seconds: {done} of {self._outcome.total} tasks are done"
             if self._faults and self._killed_at_seconds is None and done >= self._faults[0].after * self._outcome.total:

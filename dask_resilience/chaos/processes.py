@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -22,6 +23,8 @@ __all__ = ["PRELOAD", "Cluster", "MemberError", "SchedulerProcess", "WorkerProce
 #: Makes schedulers and workers resilient.
 PRELOAD = "dask_resilience.preload"
 
+#: The name of a worker on Dask's page of workers, in the cell beside its address.
+_WORKER_ROW = re.compile(r"/worker/[^<]*</a></td>\s*<td> (.*?) </td>")
 _START_ATTEMPTS = 5
 _READY_PATIENCE_SECONDS = 60.0
 _MAX_RESTARTS = 50
@@ -76,7 +79,7 @@ class SchedulerProcess(OwnedProcess):
         )
 
     def json(self, page: str) -> dict[str, Any] | None:
-        """Return ``/json/{page}.json`` (``identity``, ``counts``), or None when it does not answer."""
+        """Return ``/json/{page}.json``, such as ``counts``, or None when it does not answer."""
         answer = http_get(self.http_port, f"/json/{page}.json")
         if answer is None or answer[0] != 200:
             return None
@@ -100,9 +103,10 @@ class SchedulerProcess(OwnedProcess):
         """Whether this very process serves at its address and, when resilient, has opened."""
         if not self.alive:
             return False
-        # Dask's own identity page fails once workers have run tasks: their metrics have keys that JSON does not know.
-        told = self.readiness() if self.resilient else self.json("identity")
-        return told is not None and told.get("ready", True) and told.get("address") == self.address
+        if not self.resilient:
+            return f"Scheduler {self.address} " in self._workers_page()
+        told = self.readiness()
+        return told is not None and told.get("ready", False) and told.get("address") == self.address
 
     def wait_ready(self, *, timeout_seconds: float = _READY_PATIENCE_SECONDS) -> None:
         """Wait until it serves."""
@@ -116,8 +120,12 @@ class SchedulerProcess(OwnedProcess):
         """Return the names of the workers that are registered."""
         if self.resilient:
             return set((self.readiness() or {}).get("workers", ()))
-        identity = self.json("identity") or {}
-        return {str(worker["name"]) for worker in identity.get("workers", {}).values()}
+        return set(_WORKER_ROW.findall(self._workers_page()))
+
+    def _workers_page(self) -> str:
+        # /json/identity.json has all of this too, and fails as soon as a worker reports the metrics of a span.
+        answer = http_get(self.http_port, "/info/main/workers.html")
+        return answer[1].decode() if answer is not None and answer[0] == 200 else ""
 
 
 class WorkerProcess(OwnedProcess):
@@ -188,6 +196,8 @@ class Cluster:
 
     Attributes
     ----------
+    environment
+        Variables of the members that are started from now on.
     address, store
         Of the scheduler; the store is None for stock Dask.
     scheduler, workers, standbys
@@ -221,7 +231,7 @@ class Cluster:
         self._n_workers, self._nthreads, self._nanny = n_workers, nthreads, nanny
         self._warm_replacement, self._supervise = warm_replacement, supervise
         self._remove_directory = directory is None
-        self._environment = dict(environment or {})
+        self.environment = dict(environment or {})
         self._preload = PRELOAD if resilient else None
         self._lock = threading.RLock()
         self._closing = False
@@ -284,7 +294,7 @@ class Cluster:
             parked=parked,
             name=name,
             log=self.directory / f"{name}.log",
-            environment=self._environment,
+            environment=self.environment,
         )
         scheduler.on_exit = self._scheduler_exited
         return scheduler
@@ -372,7 +382,7 @@ class Cluster:
             preload=self._preload,
             nthreads=self._nthreads,
             log=self.directory / f"{name}.log",
-            environment=self._environment,
+            environment=self.environment,
         )
         self.workers.append(worker)
         return worker.start()

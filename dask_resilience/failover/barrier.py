@@ -16,9 +16,8 @@ clients, whose absence costs nothing but the chance to hear first what they stil
 - OPEN: decided, once and for ever. Whoever comes now is late, and is no concern of the barrier.
 
 A side (workers, clients) is *done* when nobody is left to wait for on it, or when its grace is over. The barrier opens
-as soon as both are. There is one exception: while workers were expected and not a single one is back, the side of the
-workers is not done before its grace is over, though each is provably gone. Their nannies are about to bring new ones,
-and a scheduler without workers can do nothing but let clients see an empty cluster.
+as soon as both are. That holds when every worker is provably gone, too: nothing is left to be adopted, so nothing is
+gained by waiting, and what has to run queues until a worker comes.
 
 A proof can be refuted: a member that was found gone and comes back has come back. Equally, one that came back and is
 then found gone is gone, and is not waited for again. One whose link broke is neither back nor gone: it is waited for
@@ -118,7 +117,7 @@ class KeepWaiting:
     Parameters
     ----------
     workers, clients
-        Whom for, sorted. Both are empty while the first worker is awaited.
+        Whom for, sorted.
     until_seconds
         When the barrier opens at the latest. `TimePassed` is due then.
     """
@@ -261,12 +260,7 @@ class Barrier:
 
     def _decide(self) -> Action:
         workers, clients = self._sides[MemberKind.WORKER], self._sides[MemberKind.CLIENT]
-        first_awaited = bool(workers.expected) and not workers.returned
-        ends = [
-            self._started + side.grace_seconds
-            for side, unheard in ((workers, workers.awaited() or first_awaited), (clients, clients.awaited()))
-            if unheard
-        ]
+        ends = [self._started + side.grace_seconds for side in (workers, clients) if side.awaited()]
         latest = max(ends, default=self._now)
         if latest > self._now:
             return KeepWaiting(workers=workers.awaited(), clients=clients.awaited(), until_seconds=latest)

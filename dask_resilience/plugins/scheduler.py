@@ -23,6 +23,7 @@ from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_tap import Tap, record_of
 from dask_resilience.errors import Fenced, NotRecovered, ResilienceError, StoreError
 from dask_resilience.failover.barrier import BarrierTerms
+from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.plugins.recovery import Gathering
 from dask_resilience.settings import Settings, default_store
@@ -132,6 +133,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.phase = "replaying"
         for logged in self._reader.read_to(self._leadership().sealed):
             self.replay.apply(logged.record)
+        failpoint("recovery.after-replay")
         self._begin_journal()
         self._attach()
         self.recovered = {
@@ -263,7 +265,9 @@ class SchedulerResilience(SchedulerPlugin):
             logger.warning(
                 "Opening without workers %s and clients %s", opened.given_up_workers, opened.given_up_clients
             )
+        failpoint("recovery.after-gather")
         await self._hear_clients()
+        failpoint("recovery.after-clients")
         self._enact(begun)
 
     async def _hear_clients(self) -> None:
@@ -298,6 +302,7 @@ class SchedulerResilience(SchedulerPlugin):
         scheduler_adopt.fence_run_ids(self.scheduler, self.epoch, holdings.values())
         self._let_go_of_finished(holdings.values())
         plan = scheduler_adopt.plan(self.scheduler, holdings)
+        failpoint("recovery.after-plan")
         adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan)
         self.recovered |= {
             "workers_back": len(holdings),
@@ -310,6 +315,7 @@ class SchedulerResilience(SchedulerPlugin):
 
         def serve() -> None:
             adoption.finish()
+            failpoint("recovery.before-serving")
             self.phase = "serving"
             self.recovered["seconds_to_gather"] = round(time() - begun, 4)
             self.members.serving.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from dask_resilience.journal.records import GraphSubmitted, KeysWanted
@@ -29,7 +30,7 @@ def acked_is_recovered(history: History) -> Iterator[str]:
 def recovered_is_a_prefix(history: History) -> Iterator[str]:
     """The log of a later epoch begins with what each older one, that started, recovered."""
     ordered = sorted(history.recoveries, key=lambda recovery: recovery.epoch)
-    for older, newer in zip(ordered, ordered[1:], strict=False):
+    for older, newer in pairwise(ordered):
         if newer.records[: len(older.records)] != older.records:
             yield f"epoch {newer.epoch} does not go on from what epoch {older.epoch} recovered"
     for recovery in ordered:

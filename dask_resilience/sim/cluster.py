@@ -56,7 +56,7 @@ class Terms:
     clients: int = 2
     faults: int = 5
     busy_seconds: float = 40.0
-    calm_seconds: float = 120.0
+    calm_seconds: float = 60.0
     ttl_seconds: float = 4.0
     segment_bytes: int = 2000
     durable: float = 0.1
@@ -134,7 +134,7 @@ class Cluster:
             for number in range(self.terms.clients):
                 name = f"client{number}"
                 process = Process(self.loop, name=name, host=name)
-                self._clients[name] = Client(self, process, operations=self.loop.rng.randint(3, 15))
+                self._clients[name] = Client(self, process, operations=self.loop.rng.randint(5, 25))
             self.loop.run(until_seconds=self.terms.busy_seconds)
             self._calm_down()
             self.loop.run(until_seconds=self.terms.busy_seconds + self.terms.calm_seconds)

@@ -33,7 +33,7 @@ class Engine:
     next_run_id: Callable[[], int]
     durable: Collection[str]
     send: Callable[[Address, dict[str, Any]], None]
-    fail: Callable[[str, str], None]
+    fail: Callable[[str, str], object]
     workers: dict[Address, None] = field(default_factory=dict)
     who_has: dict[str, dict[Address, None]] = field(default_factory=dict)
     processing: dict[str, tuple[Address, int]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Engine:
         else:
             self.send(address, {"op": "free", "keys": [key]})
 
-    def erred(self, address: Address, key: str, run_id: int) -> None:
+    def erred(self, address: Address, key: str, run_id: int | None) -> None:
         """Take a failure, if it is one of the run that counts."""
         if self.processing.get(key) == (address, run_id):
             del self.processing[key]

@@ -39,7 +39,7 @@ class Member:
         process.later(0.0, self._search)
         process.later(SILENCE_SECONDS, self._watch)
 
-    def accept(self, link: Link) -> bool:
+    def accept(self, link: Link) -> bool:  # noqa: ARG002 -- none is welcome
         """Members call; nobody calls them."""
         return False
 

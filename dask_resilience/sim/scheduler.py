@@ -46,7 +46,7 @@ from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.leadership import LeaseKeeper
 from dask_resilience.storage.takeover import Leadership, rule
-from dask_resilience.types import Address
+from dask_resilience.types import Address, Key
 from dask_resilience.views import Inventory
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class Scheduler:
 
     # Links.
 
-    def accept(self, link: Link) -> bool:
+    def accept(self, link: Link) -> bool:  # noqa: ARG002 -- any member is welcome
         """Take members once the epoch has begun."""
         return self._listening and self._leadership.valid()
 
@@ -310,7 +310,7 @@ class Scheduler:
             return
         self.cluster.history.reached["late worker"] += 1
         needed = self._engine.needed()
-        states = {key: self._engine.state(key, needed) for key in self._books.tasks}
+        states: dict[Key, str] = {key: self._engine.state(key, needed) for key in self._books.tasks}
         plan = plan_late(self._books.views(needed), states, inventory)
         self._engine.workers[address] = None
         self._engine.enact_late(address, plan)
@@ -330,10 +330,10 @@ class Scheduler:
             self._append(KeysReleased(client=client, keys=tuple(released)))
         self._step(MemberReturned(kind=MemberKind.CLIENT, member=client))
 
-    def _on_graph(self, link: Link, message: Message) -> None:
+    def _on_graph(self, _link: Link, message: Message) -> None:
         self._submit({**message, "op": "graph"})
 
-    def _on_scatter(self, link: Link, message: Message) -> None:
+    def _on_scatter(self, _link: Link, message: Message) -> None:
         self._submit({**message, "op": "scatter"})
 
     def _submit(self, message: Message) -> None:
@@ -364,7 +364,7 @@ class Scheduler:
                 if self.cluster.really_holds(address, key):
                     self._engine.who_has.setdefault(key, {})[address] = None
 
-    def _on_release(self, link: Link, message: Message) -> None:
+    def _on_release(self, _link: Link, message: Message) -> None:
         self._append(KeysReleased(client=message["client"], keys=tuple(message["keys"])))
 
     def _on_finished(self, link: Link, message: Message) -> None:

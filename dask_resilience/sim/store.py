@@ -144,8 +144,8 @@ class StoreView(ConditionalStore):
         self._plain(lambda: self._settle(name, length))
 
     def open_append(self, name: str, header: bytes) -> AppendHandle | Outcome:
-        """Create an object that grows."""
-        outcome = self._conditional(lambda: self._create(name, header))
+        """Create an object that grows. Ambiguous means here: it is there, and perhaps not for long."""
+        outcome = self._conditional(lambda: self._create(name, header), faults=("reply", "busy"))
         return _Appending(self, self._disk.objects[name]) if outcome is Outcome.OK else outcome
 
     def reach(self) -> None:
@@ -173,9 +173,11 @@ class StoreView(ConditionalStore):
         """Where the process runs."""
         return self._process.host
 
-    def _conditional(self, effect: Callable[[], Outcome]) -> Outcome:
+    def _conditional(
+        self, effect: Callable[[], Outcome], *, faults: Sequence[str] = ("before", "reply", "busy")
+    ) -> Outcome:
         self.reach()
-        fault = self.draw(("before", "reply", "busy")) if self.trouble() else None
+        fault = self.draw(faults) if self.trouble() else None
         if fault == "busy":
             outcome = Outcome.RETRY
         elif fault == "before":
@@ -217,7 +219,9 @@ class StoreView(ConditionalStore):
         return bytes(found.data[offset : None if length < 0 else offset + length])
 
     def _settle(self, name: str, length: int) -> None:
-        found = self._disk.objects[name]
+        found = self._disk.objects.get(name)
+        if found is None:
+            raise StoreError(self.url, f"{name} is missing")
         if length > len(found.data):
             raise StoreError(self.url, f"{name} is shorter than {length} bytes")
         found.durable_bytes = max(found.durable_bytes, length)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dask_resilience.sim.loop import Process
 from dask_resilience.sim.member import Member
 from dask_resilience.sim.network import Message
+from dask_resilience.types import Key
 from dask_resilience.views import Inventory
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ class Worker(Member):
     """See `Member`."""
 
     def __init__(self, cluster: Cluster, process: Process) -> None:
-        self.memory: dict[str, int] = {}
-        self.running: dict[str, int] = {}
-        self.erred: dict[str, int] = {}
+        self.memory: dict[Key, int] = {}
+        self.running: dict[Key, int] = {}
+        self.erred: dict[Key, int] = {}
         self._ready: deque[Message] = deque()
         super().__init__(cluster, process)
 
@@ -75,7 +76,7 @@ class Worker(Member):
                 self.running[key] = run_id
                 if not message["load"]:
                     self.cluster.run_started(self, key)
-                seconds = self.cluster.loop.between(0.05, 2.5)
+                seconds = self.cluster.loop.between(0.05, self.cluster.loop.rng.choice((0.5, 3.0, 8.0)))
                 self.process.later(seconds, self._finish, key, run_id, message["fails"] and not message["load"])
 
     def _finish(self, key: str, run_id: int, fails: bool) -> None:  # noqa: FBT001 -- an event's argument

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from dask_resilience.clock import Clock, SystemClock
-from dask_resilience.errors import ResilienceError
+from dask_resilience.errors import ResilienceError, StoreError
 from dask_resilience.failover.lease import LeaseMachine, LeaseState
 from dask_resilience.failover.lease_record import HolderIdentity
 from dask_resilience.failover.lease_terms import LeaseTerms
@@ -25,9 +25,6 @@ from dask_resilience.storage.trouble import store_error
 __all__ = ["LeaderRecord", "Leadership", "TakeoverStopped", "leader", "rule"]
 
 MANIFEST_VERSION = 1
-
-#: Each round is lost only to another process that raised its own fence meanwhile.
-_FENCE_ROUNDS = 16
 
 
 class TakeoverStopped(ResilienceError):
@@ -99,7 +96,7 @@ def rule(
         driver.tell(epoch=newest_epoch(store) + 1, address=address)
         _win(driver, stop, tell)
         failpoint("takeover.after-lease")
-        epoch = _raise_fence(store, driver, cluster_id)
+        epoch = _raise_fence(store, driver, cluster_id, stop, tell)
         if epoch is None:
             tell("the lease was lost before the fence was raised; waiting again")
             continue
@@ -125,29 +122,41 @@ def _win(driver: LeaseDriver, stop: threading.Event, tell: Callable[[str], None]
         stop.wait(driver.pause_seconds())
 
 
-def _raise_fence(store: ConditionalStore, driver: LeaseDriver, cluster_id: str) -> int | None:
-    """Create the next manifest; None when the lease ran out before that."""
-    outcome = Outcome.EXISTS
-    for _ in range(_FENCE_ROUNDS):
-        if not driver.valid():
-            return None
-        epoch = newest_epoch(store) + 1
-        name = names.manifest(epoch)
-        # The nonce tells our manifest from another's when the reply to the creation is lost.
-        fields = {"version": MANIFEST_VERSION, "epoch": epoch, "cluster": cluster_id, "nonce": secrets.token_hex(16)}
-        data = json.dumps(fields).encode()
-        outcome = store.create(name, data)
-        if outcome in (Outcome.AMBIGUOUS, Outcome.EXISTS):
-            stored = store.get(name)
-            if stored is not None and stored.data == data:
-                store.settle(name, len(data))
-                outcome = Outcome.OK
-        if outcome is Outcome.OK:
-            # Whoever was stopped in between comes here with a lease that ran out, and perhaps with an older epoch.
-            return epoch if driver.valid() and newest_epoch(store) == epoch else None
-        if outcome in (Outcome.DENIED, Outcome.FULL):
-            break
-    raise store_error(store.url, "written (manifest)", outcome)
+def _raise_fence(
+    store: ConditionalStore, driver: LeaseDriver, cluster_id: str, stop: threading.Event, tell: Callable[[str], None]
+) -> int | None:
+    """Create the next manifest; None when the lease was lost before that."""
+    while driver.valid():
+        try:
+            epoch = newest_epoch(store) + 1
+            outcome = _create_manifest(store, epoch, cluster_id)
+            if outcome is Outcome.OK:
+                # Whoever was stopped in between comes here with a lease that ran out, and perhaps an older epoch.
+                return epoch if driver.valid() and newest_epoch(store) == epoch else None
+            trouble = store_error(store.url, f"written ({names.manifest(epoch)})", outcome)
+        except StoreError as error:
+            trouble, outcome = error, Outcome.RETRY
+        if outcome is not Outcome.EXISTS:
+            # A disk that is full now need not be so in a moment, and the place in the queue is kept meanwhile.
+            tell(f"waiting to rule: {trouble}")
+            if stop.wait(driver.pause_seconds()):
+                raise TakeoverStopped("asked to end while raising the fence")
+        driver.tick()
+    return None
+
+
+def _create_manifest(store: ConditionalStore, epoch: int, cluster_id: str) -> Outcome:
+    # The nonce tells our manifest from another's when the reply to the creation is lost.
+    fields = {"version": MANIFEST_VERSION, "epoch": epoch, "cluster": cluster_id, "nonce": secrets.token_hex(16)}
+    data = json.dumps(fields).encode()
+    name = names.manifest(epoch)
+    outcome = store.create(name, data)
+    if outcome in (Outcome.AMBIGUOUS, Outcome.EXISTS):
+        stored = store.get(name)
+        if stored is not None and stored.data == data:
+            store.settle(name, len(data))
+            return Outcome.OK
+    return outcome
 
 
 def _seal(store: ConditionalStore, epoch: int) -> LogEnd:
