@@ -31,10 +31,12 @@ lint: .venv/.stamp-lint
 	cd $(TREE) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
 
 bench: .venv/.stamp-demo
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for name in scheduler_cost failover journal_bytes commit_latency; do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
 chaos: .venv/.stamp-test
-	$(BIN)/python -m pytest -m chaos --timeout 1800 $(ARGS)
+	$(BIN)/python -m dask_resilience.sim --seeds 10000
+	$(BIN)/python -m dask_resilience.chaos.soak --kills 100 $(ARGS)
 
 wheel: .venv/.stamp-test
 	rm -rf dist build/lib build/bdist.*

@@ -219,10 +219,10 @@ class Run:
 
     def _kill_scheduler(self) -> None:
         victim = self._cluster.scheduler
-        pending = [name for name in self._queries_now if name not in self._job.finished()]
+        pending = sorted((QUERIES.keys() & self._job.futures.keys()) - self._job.finished())
         self._log.append("scheduler-killed", pid=victim.pid)
         self._killed_at_seconds = self._cluster.kill_scheduler()
-        in_flight = f", while {' and '.join(pending)} shuffled" if pending else ""
+        in_flight = f", {' and '.join(pending)} in flight" if pending else ""
         self._board.say(f"killed the scheduler (process {victim.pid}) with SIGKILL{in_flight}")
         if not self._submitted_all:
             self._submit_rest()
@@ -244,10 +244,10 @@ class Run:
             self._finished_when_ready = self._job.finished()
             self._outcome.ready_seconds.append(round(self._ready_at_seconds - self._killed_at_seconds, 2))
             self._board.say(f"a new scheduler (process {self._cluster.scheduler.pid}) is ready")
-        finished = self._job.finished()
-        if finished == self._finished_when_ready and len(finished) < len(self._job.futures):
+        arrived = self._job.finished() - self._finished_when_ready
+        if not arrived and self._job.done() < self._outcome.total:
             return
-        resumed_at = time.monotonic() if finished != self._finished_when_ready else self._ready_at_seconds
+        resumed_at = time.monotonic() if arrived else self._ready_at_seconds
         seconds = round(resumed_at - self._killed_at_seconds, 2)
         self._outcome.failover_seconds.append(seconds)
         self._board.say(f"results arrive again, {seconds} seconds after the kill")
