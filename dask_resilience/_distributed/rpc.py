@@ -37,12 +37,20 @@ class FollowingRPC(PooledRPCCall):
     """
 
     def __init__(self, pool: Any, link: Link, serializers: Any = None, deserializers: Any = None) -> None:
-        super().__init__(link.address, pool, serializers, deserializers)
         self._link = link
+        super().__init__(link.address, pool, serializers, deserializers)
 
     @property
     def address(self) -> str:
         return self._link.address
+
+    @property
+    def addr(self) -> str:
+        return self._link.address
+
+    @addr.setter
+    def addr(self, value: str) -> None:
+        """The base class sets what the link knows better."""
 
     def __getattr__(self, key: str) -> Callable[..., Awaitable[Any]]:
         async def call(**kwargs: Any) -> Any:

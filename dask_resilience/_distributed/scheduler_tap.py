@@ -270,7 +270,7 @@ class Tap:
         @wraps(stock)
         def client_desires_keys(keys: list[Key], client: str) -> None:
             owner = client not in self.scheduler.client_comms and client != _FIRE_AND_FORGET
-            if owner and not self._wants_all(client, keys):
+            if keys and owner and not self._wants_all(client, keys):
                 self.record(records.KeysWanted(client=client, seq=0, keys=tuple(keys)))
             stock(keys=keys, client=client)
 

@@ -26,6 +26,7 @@ from dask_resilience.failover.barrier import BarrierTerms
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.plugins.recovery import Gathering
+from dask_resilience.plugins.refusal import end_process, owns_process, refuse_scheduler
 from dask_resilience.settings import Settings, default_store
 from dask_resilience.storage import open_store
 from dask_resilience.storage.journal_reader import JournalReader
@@ -38,8 +39,8 @@ logger = logging.getLogger("distributed.resilience")
 
 #: Topic of the events that tell what happened to the journal and the rule.
 TOPIC = "resilience"
-#: Exit code of a scheduler that was fenced, or that could not recover.
-EXIT_CODE = 3
+#: How often a standby reads on.
+_FOLLOW_SECONDS = 0.5
 
 
 class SchedulerResilience(SchedulerPlugin):
@@ -128,7 +129,7 @@ class SchedulerResilience(SchedulerPlugin):
     async def take_over(self) -> None:
         """Wait for the rule, rebuild the state, and begin to gather. Returns when registrations may come in."""
         started = time()
-        await self._rule()
+        await self._rule(follow=True)
         ruled = time()
         self.phase = "replaying"
         for logged in self._reader.read_to(self._leadership().sealed):
@@ -159,21 +160,32 @@ class SchedulerResilience(SchedulerPlugin):
         await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
         self._recovery = asyncio.create_task(self._recover(), name="resilience-recovery")
 
-    async def _rule(self) -> None:
+    def _follow(self) -> None:
+        """On standby: replay what the ruling scheduler wrote, so that a takeover has only the rest to read."""
+        for logged in self._reader.read():
+            self.replay.apply(logged.record)
+
+    async def _rule(self, *, follow: bool) -> None:
         store = await asyncio.to_thread(open_store, str(self.store_url))
         self.store_url = store.url
         logger.info("Journal in %s", store.url)
         self._store = store
         self._reader = JournalReader(store)
-        self.leadership = await asyncio.to_thread(
-            rule,
-            store,
-            address=self.scheduler.address,
-            cluster=self.settings.cluster,
-            ttl_seconds=self.settings.failover.lease_ttl_seconds,
-            stop=self._stopping,
-            on_wait=lambda line: logger.info("Standing by: %s", line),
+        ruling = asyncio.create_task(
+            asyncio.to_thread(
+                rule,
+                store,
+                address=self.scheduler.address,
+                cluster=self.settings.cluster,
+                ttl_seconds=self.settings.failover.lease_ttl_seconds,
+                stop=self._stopping,
+                on_wait=lambda line: logger.info("Standing by: %s", line),
+            )
         )
+        while not (await asyncio.wait({ruling}, timeout=_FOLLOW_SECONDS))[0]:
+            if follow:
+                self._follow()
+        self.leadership = ruling.result()
         self._keeper = LeaseKeeper(self.leadership, on_lost=self.stop)
         self._keeper.start()
         logger.info("Epoch %d begins in cluster %s", self.epoch, self.cluster)
@@ -224,7 +236,7 @@ class SchedulerResilience(SchedulerPlugin):
 
     async def install(self) -> None:
         """Begin to keep a journal on a scheduler that serves already: nothing is replayed, nothing is interrupted."""
-        await self._rule()
+        await self._rule(follow=False)
         for logged in self._reader.read_to(self._leadership().sealed):
             self.replay.ended(logged.record)
         if not self.replay.closed:
@@ -362,6 +374,7 @@ class SchedulerResilience(SchedulerPlugin):
             self.tap.detach()
             await asyncio.to_thread(self.writer.close)
         if self.leadership is not None:
+            await asyncio.to_thread(self._keeper.close)
             await asyncio.to_thread(self.leadership.release)
 
     # From the I/O thread and the lease's keeper
@@ -402,9 +415,7 @@ class SchedulerResilience(SchedulerPlugin):
         self._stopping.set()
         logger.critical("This scheduler stops: %s", error)
         if owns_process():
-            logging.shutdown()
-            sys.stderr.flush()
-            os._exit(EXIT_CODE)
+            end_process()
         self._loop.call_soon_threadsafe(self._abandon)
 
     def _abandon(self) -> None:
@@ -417,47 +428,29 @@ class SchedulerResilience(SchedulerPlugin):
         self._closing = asyncio.create_task(self.scheduler.close(reason="resilience-stopped"))
 
 
-def owns_process() -> bool:
-    """Whether this process exists to run a scheduler, rather than a user's program with a cluster in it."""
-    return any(name in sys.modules for name in ("distributed.cli.dask_scheduler", "distributed.cli.dask_spec"))
-
-
-class _RefuseStart(SchedulerPlugin):
-    """Fails the start of a scheduler: an exception in a preload would only be logged."""
-
-    name = "resilience-refused"
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    async def start(self, scheduler: Scheduler) -> None:
-        raise self.error
-
-
 async def setup_scheduler(scheduler: Scheduler) -> None:
     """What the preload does on a scheduler. A failure ends the process with code 3, or fails the cluster's start."""
+    resilience = None
     try:
         resilience = _new(scheduler)
         await resilience.take_over()
-    except Exception as error:
-        if isinstance(error, ResilienceError):
-            logger.critical("%s", error)
-        else:
-            logger.critical("Resilience could not start", exc_info=True)
-        if owns_process():
-            logging.shutdown()
-            sys.stderr.flush()
-            os._exit(EXIT_CODE)
-        scheduler.add_plugin(_RefuseStart(error), name=_RefuseStart.name)
+    except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would tell
+        if resilience is not None and not owns_process():
+            await resilience.let_go()
+        refuse_scheduler(scheduler, error)
 
 
 async def install_on_scheduler(scheduler: Scheduler) -> None:
     """What `install` does on a scheduler that serves already; nothing where resilience is there."""
     if getattr(scheduler, "resilience", None) is not None:
         return
+    resilience = None
     try:
-        await _new(scheduler).install()
+        resilience = _new(scheduler)
+        await resilience.install()
     except BaseException:
+        if resilience is not None:
+            await resilience.let_go()
         scheduler.resilience = None  # type: ignore[attr-defined]
         raise
 

@@ -34,6 +34,8 @@ class Member:
         self.epoch = 0
         self.link: Link | None = None
         self._heard_seconds = 0.0
+        #: Whether the leader answered on the present link.
+        self._welcome = False
         self._view = cluster.view(process)
         cluster.network.listen(self)
         process.later(0.0, self._search)
@@ -53,6 +55,7 @@ class Member:
                 link.close()  # a leader that was replaced and does not know it
                 return
             self.epoch = message["epoch"]
+            self._welcome = True
         elif message["op"] != "beat":
             getattr(self, f"_on_{message['op']}")(message)
 
@@ -61,7 +64,10 @@ class Member:
         if link is self.link:
             self.link = None
             self.left_alone()
-            self.process.later(0.0, self._search)
+            if self._welcome:
+                self.process.later(0.0, self._search)
+            else:
+                self._search_later()
 
     def tell(self, op: str, *, repeatable: bool = False, **fields: Any) -> None:
         """Send to the leader. Without a link nothing is sent: what matters is said when joining."""
@@ -83,7 +89,7 @@ class Member:
         except StoreError:
             found = None
         if found is not None and found.epoch >= self.epoch:
-            self._heard_seconds = self.process.loop.now_seconds
+            self._heard_seconds, self._welcome = self.process.loop.now_seconds, False
             self.link = self.cluster.network.connect(self, found.address)
         if self.link is None:
             self._search_later()
