@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dask_resilience._distributed.client_link import ResilientClient
+from dask_resilience._distributed.pinned import check_supported
+
+# Before the seam is imported, which would fail by the first missing name and not name the others.
+check_supported()
+
+from dask_resilience._distributed.client_link import ResilientClient  # noqa: E402
 
 __all__ = ["Client"]
 
@@ -26,6 +31,8 @@ class Client(ResilientClient):
     ------
     ConfigError
         If a key under ``resilience`` is unknown or malformed.
+    StoreError
+        If the URL of ``resilience.store`` is not supported.
 
     Examples
     --------

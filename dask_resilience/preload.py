@@ -8,19 +8,32 @@ imported the preloads; and it imports all that is needed, because an exception i
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from typing import Any
 
 import dask.config
 from distributed import Nanny, Scheduler, Worker
 
-import dask_resilience.settings  # noqa: F401 - the defaults have to be in dask.config before anybody asks
+from dask_resilience._distributed.pinned import check_supported
 from dask_resilience.errors import ResilienceError
-from dask_resilience.plugins.scheduler import setup_scheduler
-from dask_resilience.plugins.worker import setup_worker
+from dask_resilience.plugins.refusal import end_process, owns_process, refuse_worker, tell
+from dask_resilience.settings import Settings
 
 logger = logging.getLogger("distributed.resilience")
+
+# Before the seam is imported, which would fail by the first missing name and not name the others. With a nanny, the
+# command line imports this module too: its process ends at once, instead of starting workers that cannot start.
+try:
+    check_supported()
+    if owns_process():
+        Settings.load()
+except ResilienceError as refused:
+    tell(refused)
+    if owns_process():
+        end_process()
+    raise
+
+from dask_resilience.plugins.scheduler import setup_scheduler  # noqa: E402
+from dask_resilience.plugins.worker import setup_worker  # noqa: E402
 
 _ROUTES = "dask_resilience.dashboards.routes"
 
@@ -42,10 +55,7 @@ async def dask_setup(server: Any) -> None:
     elif isinstance(server, Worker):
         try:
             setup_worker(server)
-        except ResilienceError as error:
-            logger.critical("%s", error)
-            if "distributed.cli.dask_worker" in sys.modules and server.nanny is None:
-                os._exit(3)
-            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would tell
+            refuse_worker(server, error)
     elif not isinstance(server, Nanny):
         logger.warning("dask_resilience.preload does nothing on a %s", type(server).__name__)

@@ -107,7 +107,7 @@ def load_tables(*, last_day: int = 366) -> Tables:
 
 def _day_of_year(frame: Frame) -> Frame:
     dates = pd.DataFrame({"year": 2013, "month": frame["month"], "day": frame["day"]})
-    return pd.to_datetime(dates).dt.dayofyear
+    return pd.to_datetime(dates).dt.day_of_year
 
 
 def write_files(tables: Tables, directory: Path, *, partitions: int) -> FlightFiles:

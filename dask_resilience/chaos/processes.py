@@ -277,10 +277,10 @@ class Cluster:
             try:
                 self.scheduler.wait_ready()
                 break
-            except MemberError as error:
-                if "in use" not in error.log_tail or attempt == _START_ATTEMPTS - 1:
+            except MemberError:
+                taken = "address already in use" in self.scheduler.log_tail(lines=200).lower()
+                if not taken or attempt == _START_ATTEMPTS - 1:
                     raise
-                self.scheduler.close()
         self.address = self.scheduler.address
 
     def _new_scheduler(self, port: int, http_port: int, *, parked: bool = False) -> SchedulerProcess:

@@ -8,6 +8,8 @@ from typing import Any
 import distributed
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
+from dask_resilience._distributed.pinned import check_supported
+
 _ONLY_BY_PRELOAD = (
     "dask_resilience.install covers what is submitted from now on. Graphs, futures and scattered data from before are "
     "not in the journal and end with this scheduler, and its replacement has to be started with "
@@ -21,6 +23,7 @@ class _OnScheduler(SchedulerPlugin):
     idempotent = True
 
     async def start(self, scheduler: Any) -> None:
+        check_supported()
         from dask_resilience.plugins.scheduler import install_on_scheduler
 
         await install_on_scheduler(scheduler)
@@ -31,6 +34,7 @@ class _OnWorker(WorkerPlugin):
     idempotent = True
 
     async def setup(self, worker: Any) -> None:
+        check_supported()
         from dask_resilience.plugins.worker import setup_worker
 
         if getattr(worker, "resilience", None) is None:

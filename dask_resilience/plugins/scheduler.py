@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import sys
 import threading
+from pathlib import Path
 from time import time
 from typing import Any
 
@@ -32,6 +34,7 @@ from dask_resilience.storage import open_store
 from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.leadership import Leadership, LeaseKeeper
+from dask_resilience.storage.object_store import ConditionalStore
 from dask_resilience.storage.takeover import rule
 from dask_resilience.types import Address
 
@@ -69,7 +72,12 @@ class SchedulerResilience(SchedulerPlugin):
         self.phase = "standby"
         self.journal_error: str | None = None
         self.recovered: dict[str, Any] = {}
-        self.store_url = settings.store or default_store(listening_port(scheduler))
+        port = listening_port(scheduler)
+        self.store_url = settings.store or default_store(port)
+        #: A store that no other scheduler can be told of goes with this one.
+        self._private_store = None if settings.store or port else Path(self.store_url)
+        self._store: ConditionalStore | None = None
+        self._keeper: LeaseKeeper | None = None
         self.leadership: Leadership | None = None
         self.writer: JournalWriter | None = None
         self.replay = Replay(scheduler)
@@ -372,10 +380,24 @@ class SchedulerResilience(SchedulerPlugin):
         if self.tap is not None and self.writer is not None:
             self.tap.record(records.ClusterClosed(reason="closed"))
             self.tap.detach()
-            await asyncio.to_thread(self.writer.close)
+        await self.let_go()
+
+    async def let_go(self) -> None:
+        """End the journal, give the lease back, and keep nothing open: this process may live on."""
+        self._stopping.set()
+        await asyncio.to_thread(self._let_go)
+
+    def _let_go(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        if self._keeper is not None:
+            self._keeper.close()
         if self.leadership is not None:
-            await asyncio.to_thread(self._keeper.close)
-            await asyncio.to_thread(self.leadership.release)
+            self.leadership.release()
+        if self._store is not None:
+            self._store.close()
+        if self._private_store is not None:
+            shutil.rmtree(self._private_store, ignore_errors=True)
 
     # From the I/O thread and the lease's keeper
 

@@ -9,6 +9,7 @@ from distributed import Worker
 from dask_resilience._distributed.pinned import check_supported
 from dask_resilience._distributed.worker_link import WorkerLink
 from dask_resilience.settings import Settings
+from dask_resilience.storage.open_store import local_path
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -23,11 +24,14 @@ def setup_worker(worker: Worker) -> WorkerLink:
 
     Raises
     ------
-    UnsupportedDask, ConfigError
-        If this Dask or the configuration is not understood.
+    UnsupportedDask, ConfigError, StoreError
+        If this Dask, the configuration or the store's URL is not understood.
     """
     check_supported()
     settings = Settings.load()
+    if settings.store is not None:
+        # Only its form: a store need not be in reach of a worker, but no later scheduler could use this one either.
+        local_path(settings.store)
     link = WorkerLink(
         worker,
         store_url=settings.store,

@@ -119,3 +119,6 @@ class ConditionalStore(ABC):
     @abstractmethod
     def settle(self, name: str, length: int) -> None:
         """Make the first `length` bytes of a growing object durable, whoever wrote them and whatever failed then."""
+
+    def close(self) -> None:  # noqa: B027 - a store need not hold anything
+        """Let go of what is held open; the store must not be used any more. May be called twice."""

@@ -42,14 +42,26 @@ def open_store(url: str, *, existing: bool = False) -> ConditionalStore:
     >>> open_store(tempfile.mkdtemp()).list("")
     []
     """
-    path = _path(url)
+    path = local_path(url)
     store = LocalStore(path, create=not existing)
     if not existing:
         probe(store)
     return store
 
 
-def _path(url: str) -> str:
+def local_path(url: str) -> str:
+    """Tell which directory a store's URL means, without looking at it.
+
+    Raises
+    ------
+    StoreError
+        If the URL is not supported.
+
+    Examples
+    --------
+    >>> local_path("file:///mnt/shared/prod")
+    '/mnt/shared/prod'
+    """
     if not url:
         raise StoreError(url, "resilience.store is empty; give it a directory")
     parts = urlsplit(url)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dask_resilience.chaos import owned_process
+from dask_resilience.chaos import owned_process, processes
 from dask_resilience.chaos.loopback import HOST, free_port
 from dask_resilience.chaos.owned_process import MemberError, OwnedProcess, wait_until
 from dask_resilience.chaos.processes import Cluster, SchedulerProcess
@@ -113,17 +113,28 @@ def test_what_an_exited_leader_leaves_behind_is_killed(tmp_path):
         assert all_gone(pids)
 
 
-def test_a_taken_port_is_told_from_the_log(tmp_path):
+@pytest.fixture
+def taken_port():
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        with (
-            SchedulerProcess(port, log=tmp_path / "log") as scheduler,
-            pytest.raises(MemberError, match="exited") as caught,
-        ):
-            scheduler.wait_ready()
-    assert "in use" in caught.value.log_tail
+        yield taken.getsockname()[1]
+
+
+def test_a_scheduler_without_its_port_exits(tmp_path, taken_port):
+    with (
+        SchedulerProcess(taken_port, log=tmp_path / "log") as scheduler,
+        pytest.raises(MemberError, match="exited with 1"),
+    ):
+        scheduler.wait_ready()
+
+
+def test_a_cluster_tries_another_port(tmp_path, taken_port, monkeypatch):
+    ports = iter([taken_port])
+    monkeypatch.setattr(processes, "free_port", lambda: next(ports, None) or free_port())
+    with Cluster(n_workers=0, resilient=False, directory=tmp_path) as cluster:
+        assert cluster.scheduler.port != taken_port
+        assert cluster.scheduler.is_ready()
 
 
 def test_free_ports_are_never_handed_out_by_the_kernel():
@@ -140,13 +151,17 @@ def test_a_process_starts_once(tmp_path):
 
 def test_a_cluster_is_gone_after_a_failure(tmp_path):
     pids = []
-    with (
-        pytest.raises(ZeroDivisionError),
-        Cluster(n_workers=1, resilient=False, warm_replacement=True, directory=tmp_path) as cluster,
-    ):
-        pids += [pid for member in (cluster.scheduler, *cluster.workers, cluster._parked) for pid in member.pids()]
-        cluster.workers[0].pause()
-        raise ZeroDivisionError
+
+    def fail():
+        with Cluster(n_workers=1, resilient=False, warm_replacement=True, directory=tmp_path) as cluster:
+            pids.extend(
+                pid for member in (cluster.scheduler, *cluster.workers, cluster._parked) for pid in member.pids()
+            )
+            cluster.workers[0].pause()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert len(pids) > 3
     assert all_gone(pids)
 
@@ -167,7 +182,11 @@ def test_a_cluster_that_cannot_start_is_gone(tmp_path, monkeypatch):
 
 def test_a_cluster_dies_with_its_parent(tmp_path):
     parent = subprocess.run(
-        [sys.executable, "-c", _KILLED_IN_THE_MIDDLE, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _KILLED_IN_THE_MIDDLE, str(tmp_path)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
     )
     pids = [int(pid) for pid in parent.stdout.split()]
     assert parent.returncode == -signal.SIGKILL, parent.stderr

@@ -45,9 +45,9 @@ def gathering(cluster) -> bool:
     return answer is not None and b'"gathering"' in answer[1]
 
 
-def cut_link(dask_worker):
-    """Break the stream to the scheduler, as a network would."""
-    dask_worker.batched_stream.comm.abort()
+def cut_link(client, **kwargs) -> None:
+    """Break workers' streams to the scheduler, as a network would."""
+    client.run(lambda dask_worker: dask_worker.batched_stream.comm.abort(), **kwargs)
 
 
 def registered(client, address: str):
@@ -257,7 +257,7 @@ def test_a_worker_whose_link_breaks_comes_back_with_its_data_and_runs(cluster, c
     cut = address_of(client, "worker-0")
     before = registered(client, cut)
 
-    client.run(cut_link, workers=[cut])
+    cut_link(client, workers=[cut])
     until(lambda: registered(client, cut) not in (None, before), what="the worker is back as a new member")
     validate(client)
     assert where(client, finished) == held
@@ -273,7 +273,7 @@ def test_all_links_break_at_once_again_and_again(cluster, client, run_log):
     for done in (10, 25, 40):
         until(lambda done=done: sum(f.done() for f in futures) >= done)
         before = {address: registered(client, address) for address in pids(client)}
-        client.run(cut_link)
+        cut_link(client)
         for address, membership in before.items():
             until(lambda a=address, m=membership: registered(client, a) not in (None, m))
         validate(client)
@@ -297,18 +297,20 @@ def test_a_worker_that_dies_while_the_scheduler_lives_is_replaced_at_once(make_c
 
 
 def test_workers_close_as_stock_ones_do_when_their_patience_ends(make_cluster):
-    cluster = make_cluster(n_workers=1, environment={"DASK_RESILIENCE__WORKER__PATIENCE": "2s"})
+    terms = {"DASK_RESILIENCE__FAILOVER__LEASE_TTL": "1s", "DASK_RESILIENCE__WORKER__PATIENCE": "2s"}
+    cluster = make_cluster(n_workers=1, environment=terms)
     cluster.kill_scheduler()
     until(lambda: cluster.alive_workers() == 0, what="the worker and its nanny have ended")
     assert "No scheduler within 2 s" in cluster.workers[0].log.read_text()
 
 
 def test_a_client_cancels_its_futures_when_its_patience_ends(cluster):
-    with dask.config.set({"resilience.client.patience": "1s"}), Client(cluster.address) as client:
+    terms = {"resilience.failover.lease-ttl": "1500ms", "resilience.client.patience": "2s"}
+    with dask.config.set(terms), Client(cluster.address) as client:
         future = client.submit(lambda: 1)
         assert future.result() == 1
         cluster.kill_scheduler()
         until(lambda: future.status == "cancelled")
-        with pytest.raises(CancelledError, match="No scheduler of this cluster came back within 1 s"):
+        with pytest.raises(CancelledError, match="No scheduler of this cluster came back within 2 s"):
             future.result()
         until(lambda: client.status == "closed")

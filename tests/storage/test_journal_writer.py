@@ -320,7 +320,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_whatever_fails_the_acked_is_within_what_is_read(tmp_path_factory, steps):
     """Reigns follow each other over a store that fails; some rulers live on as zombies and write behind the seal."""
