@@ -14,8 +14,8 @@ import dask.config
 from distributed import Nanny, Scheduler, Worker
 
 from dask_resilience._distributed.pinned import check_supported
+from dask_resilience._distributed.refusal import end_process, owns_process, refuse_worker, tell
 from dask_resilience.errors import ResilienceError
-from dask_resilience.plugins.refusal import end_process, owns_process, refuse_worker, tell
 from dask_resilience.settings import Settings
 
 logger = logging.getLogger("distributed.resilience")

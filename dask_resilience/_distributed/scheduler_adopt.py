@@ -263,16 +263,22 @@ def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePl
         nbytes, typename = held.memory[key]
         _leave_queues(scheduler, ts)
         ts.set_nbytes(nbytes)
-        scheduler._add_to_memory(ts, ws, recommendations, client_msgs, type=dumps(typename), typename=typename)
+        # It replaces what a client was to be told before, so each result has a mail of its own.
+        told: dict[str, list[Any]] = {}
+        scheduler._add_to_memory(ts, ws, recommendations, told, type=dumps(typename), typename=typename)
+        for client, msgs in told.items():
+            client_msgs.setdefault(client, []).extend(msgs)
         if ts.actor and key in held.actors:
             ws.actors.add(ts)
     for key, run_id in decided.adopt_running.items():
         adopt_running(scheduler, ws, key, run_id, held)
-    # One result may have made another task ready that is itself among what this worker brought.
+    # One result may have made another task ready that is itself among what this worker brought, and a run that goes on
+    # here needs results that nobody else needed.
     ready = {
         key: finish
         for key, finish in recommendations.items()
-        if finish != "processing" or scheduler.tasks[key].state == "waiting"
+        if (finish != "processing" or scheduler.tasks[key].state == "waiting")
+        and (finish != "released" or not (scheduler.tasks[key].waiters or scheduler.tasks[key].who_wants))
     }
     worker_msgs: dict[Address, list[Any]] = {}
     scheduler._transitions(ready, client_msgs, worker_msgs, stimulus_id)

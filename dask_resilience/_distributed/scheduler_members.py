@@ -22,6 +22,7 @@ from distributed.scheduler import Scheduler
 from dask_resilience._distributed import inventory, leader, scheduler_adopt
 from dask_resilience._distributed.inventory import Holdings
 from dask_resilience._distributed.scheduler_adopt import Adoption
+from dask_resilience._distributed.scheduler_links import Handover, Links
 from dask_resilience._distributed.scheduler_tap import Tap
 from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
@@ -107,11 +108,16 @@ class Members:
         #: Resilient clients, and the worker in whose process each lives, if it does.
         self.resilient_clients: dict[str, Address] = {}
         self.adoption: Adoption | None = None
+        self.links = Links(scheduler)
         self._planned = asyncio.Event()
+        self._admitted: dict[Address, Comm] = {}
         self._unsettled: set[Address] = set()
         self._on_settled: Callable[[], None] | None = None
         self._returning: dict[str, Any] = {}
         self._late: dict[Address, Holdings] = {}
+        self._handovers: dict[Address, Handover] = {}
+        #: The connection of each worker's present registration.
+        self._entered: dict[Address, Comm] = {}
         self._goodbyes: set[str] = set()
         self._stock_remove_client = scheduler.remove_client
         self._processing_before: dict[Address, list[Any]] = {}
@@ -200,16 +206,23 @@ class Members:
             packed = extra.pop(inventory.FIELD, None)
             held = Holdings.unpack(packed) if packed else Holdings()
             if not await self._worker_may_enter(comm, address, held, kwargs):
+                await comm.close()
                 return Status.dont_reply
+            if packed:
+                self.links.returning.add(address)
+            self._entered[address] = comm
             try:
                 return await stock(comm, address=address, extra=extra, **kwargs)
             except OSError:
                 # The worker left between the answer and its stream; stock would keep it until its TTL.
-                if address in self.scheduler.workers and comm.closed():
+                if self._entered.get(address) is comm and address in self.scheduler.workers and comm.closed():
                     await self.scheduler.remove_worker(address, stimulus_id=f"resilience-lost-on-entry-{time()}")
                 raise
             finally:
                 self._late.pop(address, None)
+                self._handovers.pop(address, None)
+                if self._entered.get(address) is comm:
+                    del self._entered[address]
                 self._settled(address)
 
         return register_worker
@@ -222,24 +235,28 @@ class Members:
         if held.cluster and held.cluster != self.reign.cluster:
             await comm.write({"status": "error", "message": f"this is not cluster {held.cluster}", "time": time()})
             return False
-        if not self.serving.is_set():
+        if not self._planned.is_set():
+            # A worker whose connection broke while it waited registers again: its last word counts.
             self.parked[address] = (comm, held)
             self.nannies[address] = info.get("nanny") or ""
             self.reign.member_returned(address)
             logger.info("Worker %s is back with %d results, %d running", address, len(held.memory), len(held.running))
             await self._planned.wait()
-            if comm.closed() or address not in self._unsettled:
+            if self._admitted.get(address) is not comm:
+                return False
+            if comm.closed():
                 self._settled(address)
                 return False
             return True
+        await self.serving.wait()
         while address in self.scheduler.workers:
-            # Its link dropped and it is back before we noticed: the old membership has to end first.
-            stream = self.scheduler.stream_comms.get(address)
-            if stream is not None:
-                stream.abort()
-            await self.scheduler.remove_worker(
-                address, stimulus_id=f"resilience-replaced-{time()}", expected=True, close=False
-            )
+            # Its link dropped: the old membership ends, and in the same turn the new one begins.
+            self.scheduler.stream_comms[address].abort()
+            handover = self._handovers[address] = Handover(self.scheduler, held)
+            with handover.set_aside():
+                await self.scheduler.remove_worker(
+                    address, stimulus_id=f"resilience-replaced-{time()}", expected=True, close=False
+                )
         self._late[address] = held
         return True
 
@@ -251,6 +268,7 @@ class Members:
         """The plan is made: add the parked workers, then call `on_settled` in the turn in which the last one is in."""
         self.adoption = adoption
         self._unsettled = set(adoption.holdings)
+        self._admitted = {address: self.parked[address][0] for address in adoption.holdings}
         self._on_settled = on_settled
         self.parked.clear()
         self._planned.set()
@@ -273,15 +291,19 @@ class Members:
             self._settled(address)
         elif (held := self._late.pop(address, None)) is not None:
             scheduler_adopt.late(self.scheduler, ws, held)
+            if (handover := self._handovers.pop(address, None)) is not None:
+                handover.settle()
 
     def _remove_worker(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
-        async def remove_worker(address: str, **kwargs: Any) -> Any:
+        async def remove_worker(address: str, *, stimulus_id: str, **kwargs: Any) -> Any:
+            if await self.links.keeps(address, stimulus_id):
+                return "already-removed"
             ws = self.scheduler.workers.get(address)
             if ws is not None:
                 self._processing_before[address] = list(ws.processing)
             try:
-                return await stock(address=address, **kwargs)
+                return await stock(address=address, stimulus_id=stimulus_id, **kwargs)
             finally:
                 self._processing_before.pop(address, None)
 
@@ -292,6 +314,7 @@ class Members:
         if self.tap is not None:
             self.tap.suspected(self._processing_before.pop(address, ()))
             self.tap.record(records.WorkerLeft(address=address))
+        self.links.returning.discard(address)
 
     # Clients
 
@@ -301,6 +324,8 @@ class Members:
         """A resilient client comes, or comes back: apply what we had not yet seen, and compare what it wants."""
         self.resilient_clients[client] = worker
         if not self.serving.is_set():
+            if (before := self.joining.get(client)) is not None and not before.answer.done():
+                before.answer.set_result(None)  # its connection broke, or it would not ask again
             joining = self.joining[client] = Joining(wants=list(wants), outbox=list(outbox))
             self.reign.member_returned(client)
             await joining.answer

@@ -42,8 +42,8 @@ _RESILIENT_FAULTS = (
     Fault(after=0.75, victim="scheduler"),
 )
 _STOCK_FAULTS = _RESILIENT_FAULTS[:1]
-_RESILIENT_PATIENCE_SECONDS = 80.0
-_STOCK_PATIENCE_SECONDS = 30.0
+_RESILIENT_PATIENCE_SECONDS = 40.0
+_STOCK_PATIENCE_SECONDS = 20.0
 #: A result stays where it was computed: the count of repeated runs relies on it (see `run_log`).
 _ENVIRONMENT = {"DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START": "False"}
 

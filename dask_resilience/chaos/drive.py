@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TICK_SECONDS = 0.02
 _LEAVING_SECONDS = 5.0
+_BOUND = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class Run:
     faults
         The plan, in order.
     patience_seconds
-        The run is given up after this time, or when nothing has finished for half of it.
+        The run is given up when nothing moves for this time, or after `_BOUND` times as long altogether.
     """
 
     def __init__(
@@ -158,12 +159,13 @@ class Run:
     # ------------------------------------------------------------------------------------------------------ watching
 
     def _watch(self, started_at: float) -> str | None:
-        moved_at = started_at
+        moved_at, moved_to = started_at, 0
         while True:
             now = time.monotonic()
             done = self._job.done()
-            if done > self._outcome.done:
-                self._outcome.done, moved_at = done, now
+            if done != moved_to:  # also less: what a killed worker held is computed again
+                moved_at, moved_to = now, done
+            self._outcome.done = max(done, self._outcome.done)
             self._board.update(
                 Snapshot(
                     done=done,
@@ -179,8 +181,11 @@ class Run:
                 return self._why_failed(failed)
             if self._cluster.alive_workers() == 0:
                 return f"all workers left: {done} of {self._outcome.total} tasks are done"
-            if now - started_at > self._patience_seconds or now - moved_at > self._patience_seconds / 2:
-                return f"no end in {now - started_at:.0f} seconds: {done} of {self._outcome.total} tasks are done"
+            if now - moved_at > self._patience_seconds or now - started_at > _BOUND * self._patience_seconds:
+                return (
+                    f"{done} of {self._outcome.total} tasks are done after {now - started_at:.0f} seconds, "
+                    f"and nothing moved for {now - moved_at:.0f} seconds"
+                )
             if self._faults and self._killed_at_seconds is None and done >= self._faults[0].after * self._outcome.total:
                 self._carry_out_fault(self._faults.pop(0))
             time.sleep(_TICK_SECONDS)
@@ -218,6 +223,7 @@ class Run:
         self._board.say(f"killed {worker.name} and its nanny (processes {', '.join(map(str, pids))}) with SIGKILL")
 
     def _kill_scheduler(self) -> None:
+        self._cluster.park_replacement()
         victim = self._cluster.scheduler
         pending = sorted((QUERIES.keys() & self._job.futures.keys()) - self._job.finished())
         self._log.append("scheduler-killed", pid=victim.pid)
@@ -252,3 +258,4 @@ class Run:
         self._outcome.failover_seconds.append(seconds)
         self._board.say(f"results arrive again, {seconds} seconds after the kill")
         self._killed_at_seconds = self._ready_at_seconds = None
+        self._cluster.park_replacement(wait=False)

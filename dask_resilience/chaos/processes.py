@@ -301,8 +301,8 @@ class Cluster:
 
     # ------------------------------------------------------------- schedulers
 
-    def park_replacement(self) -> None:
-        """Have a warm replacement imported and waiting, if this cluster keeps one."""
+    def park_replacement(self, *, wait: bool = True) -> None:
+        """Have a warm replacement, if this cluster keeps one; wait until it has imported all, or only start it."""
         if not self._warm_replacement:
             return
         with self._lock:
@@ -311,7 +311,8 @@ class Cluster:
             if self._parked is None or not self._parked.alive:
                 self._parked = self._new_scheduler(self.scheduler.port, self.scheduler.http_port, parked=True).start()
             parked = self._parked
-        parked.wait_parked()
+        if wait:
+            parked.wait_parked()
 
     def start_standby(self) -> SchedulerProcess:
         """Start a second scheduler on other ports and the same store; return when it stands by for the lease."""

@@ -20,15 +20,15 @@ from distributed.scheduler import Scheduler
 from dask_resilience import __version__
 from dask_resilience._distributed import scheduler_adopt
 from dask_resilience._distributed.pinned import check_supported
+from dask_resilience._distributed.refusal import end_process, owns_process, refuse_scheduler
 from dask_resilience._distributed.scheduler_members import Members, listening_port
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_tap import Tap, record_of
-from dask_resilience.errors import Fenced, NotRecovered, ResilienceError, StoreError
+from dask_resilience.errors import Fenced, NotRecovered, StoreError
 from dask_resilience.failover.barrier import BarrierTerms
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.plugins.recovery import Gathering
-from dask_resilience.plugins.refusal import end_process, owns_process, refuse_scheduler
 from dask_resilience.settings import Settings, default_store
 from dask_resilience.storage import open_store
 from dask_resilience.storage.journal_reader import JournalReader
@@ -86,6 +86,7 @@ class SchedulerResilience(SchedulerPlugin):
         self._gathering: Gathering | None = None
         self._stopping = threading.Event()
         self._loop = asyncio.get_running_loop()
+        self._owns_process = owns_process()
 
     # What members need to know
 
@@ -203,6 +204,7 @@ class SchedulerResilience(SchedulerPlugin):
         return self.leadership
 
     def _begin_journal(self) -> None:
+        assert self._store is not None
         self.writer = JournalWriter(
             self._store,
             self._leadership(),
@@ -436,7 +438,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.phase = "stopped"
         self._stopping.set()
         logger.critical("This scheduler stops: %s", error)
-        if owns_process():
+        if self._owns_process:
             end_process()
         self._loop.call_soon_threadsafe(self._abandon)
 

@@ -16,7 +16,7 @@ from dask_resilience.sim.client import Client
 from dask_resilience.sim.faults import Faults
 from dask_resilience.sim.history import History
 from dask_resilience.sim.loop import Loop, Process
-from dask_resilience.sim.network import Network, NetworkTerms
+from dask_resilience.sim.network import Link, Network, NetworkTerms
 from dask_resilience.sim.scheduler import Scheduler
 from dask_resilience.sim.store import Disk, StoreTerms, StoreView
 from dask_resilience.sim.strand import Strand
@@ -41,7 +41,7 @@ class Terms:
     busy_seconds
         How long clients act and things go wrong.
     calm_seconds
-        How long the cluster has to come to an end afterwards.
+        How long the cluster has at most to come to an end afterwards.
     ttl_seconds
         Of the lease.
     segment_bytes
@@ -56,7 +56,7 @@ class Terms:
     clients: int = 2
     faults: int = 5
     busy_seconds: float = 40.0
-    calm_seconds: float = 60.0
+    calm_seconds: float = 600.0
     ttl_seconds: float = 4.0
     segment_bytes: int = 2000
     durable: float = 0.1
@@ -121,7 +121,9 @@ class Cluster:
         self._clients: dict[str, Client] = {}
         #: Frees that were sent and have not arrived: (worker, key).
         self._frees: Counter[tuple[Address, str]] = Counter()
-        self._calm = False
+        #: Messages about a key that a worker sent and that have not arrived.
+        self._news: Counter[tuple[Link, str]] = Counter()
+        self._over = False
         self.faults = Faults(self, count=self.terms.faults)
 
     def run(self) -> Outcome:
@@ -137,8 +139,10 @@ class Cluster:
                 self._clients[name] = Client(self, process, operations=self.loop.rng.randint(5, 25))
             self.loop.run(until_seconds=self.terms.busy_seconds)
             self._calm_down()
-            self.loop.run(until_seconds=self.terms.busy_seconds + self.terms.calm_seconds)
+            while not self._quiet() and self.loop.now_seconds < self.terms.busy_seconds + self.terms.calm_seconds:
+                self.loop.run(until_seconds=self.loop.now_seconds + 5.0)
             self._look_at_the_end()
+            self._over = True
             for process in [scheduler.process for scheduler in self._schedulers.values()]:
                 process.kill()
             self.loop.run(until_seconds=self.loop.now_seconds)
@@ -186,7 +190,7 @@ class Cluster:
 
     def _restart(self, number: int, host: str) -> None:
         del self._schedulers[number]
-        if self.loop.now_seconds < self.terms.busy_seconds + self.terms.calm_seconds:
+        if not self._over:
             self.loop.later(self.loop.between(0.1, 4.0), self._start_scheduler, host)
 
     def _start_worker(self, name: str) -> None:
@@ -272,7 +276,10 @@ class Cluster:
         self.loop.note(scheduler.process, "computes", key, "at", address)
         for name in scheduler.workers:
             worker = self._workers[name]
-            fresh = worker.process.alive and not self._frees[name, key] and scheduler.workers[name] is worker.link
+            link = scheduler.workers[name]
+            # What is on its way in either direction, nobody can know yet.
+            under_way = self._frees[name, key] or self._news[link, key]
+            fresh = worker.process.alive and link is worker.link and not under_way
             if fresh and key in worker.memory:
                 self.breach("no_result_again", f"{key} is computed at {address}, and {name} has it")
             if fresh and key in worker.running:
@@ -287,6 +294,15 @@ class Cluster:
     def freed(self, worker: Worker, key: str) -> None:
         """Count a free that arrived."""
         self._frees[worker.process.name, key] -= 1
+
+    def news_sent(self, worker: Worker, key: str) -> None:
+        """Count a message of a worker about a key."""
+        if worker.link is not None and not worker.link.broken:
+            self._news[worker.link, key] += 1
+
+    def news_arrived(self, link: Link, key: str) -> None:
+        """Count a message of a worker about a key that arrived."""
+        self._news[link, key] -= 1
 
     def really_holds(self, address: Address, key: str) -> bool:
         """Tell whether a worker has a result and will keep it."""
@@ -312,7 +328,6 @@ class Cluster:
     def _calm_down(self) -> None:
         """Let nothing go wrong any more, and see to it that somebody is there."""
         self.loop.note("calm")
-        self._calm = True
         self.network.heal()
         self.network.terms = NetworkTerms()
         self.faults.disarm()
@@ -322,6 +337,10 @@ class Cluster:
             worker.process.proceed()
         if not self.living_workers():
             self._start_worker("replacement")
+
+    def _quiet(self) -> bool:
+        living = [client for client in self._clients.values() if client.process.alive]
+        return not any(client.outbox or "pending" in client.futures.values() for client in living)
 
     def _look_at_the_end(self) -> None:
         there = {key for worker in self.living_workers() for key in worker.memory}

@@ -93,7 +93,8 @@ class Engine:
             self.who_has[key] = {address: None}
         elif key in self.who_has:
             self.who_has[key][address] = None
-        else:
+        elif run_id is not None or self.processing.get(key, ("", 0))[0] != address:
+            # Not where it is about to be computed: the free would overtake nothing and cancel that.
             self.send(address, {"op": "free", "keys": [key]})
 
     def erred(self, address: Address, key: str, run_id: int | None) -> None:

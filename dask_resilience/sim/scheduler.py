@@ -168,6 +168,7 @@ class Scheduler:
     # Gathering.
 
     def _gather(self) -> None:
+        self._beat()
         self._barrier = Barrier(GRACES)
         for address in self._books.workers:
             self._barrier.step(MemberExpected(kind=MemberKind.WORKER, member=address))
@@ -216,7 +217,6 @@ class Scheduler:
         self._engine.enact(plan)
         self.open = True
         self._settle()
-        self._beat()
 
     # Serving.
 
@@ -384,6 +384,7 @@ class Scheduler:
         if address is None:
             return
         key, run_id = message["key"], message.get("run_id")
+        self.cluster.news_arrived(link, key)
         if not self.open:
             self._amend(address, key, run_id, what)
         elif what == "memory":

@@ -38,14 +38,14 @@ class Worker(Member):
         """Give back what has not started."""
         self._ready.clear()
 
-    def holds(self, key: str) -> bool:
-        """Tell whether a result is here."""
-        return key in self.memory
+    def _report(self, op: str, key: str, **fields: Any) -> None:
+        self.cluster.news_sent(self, key)
+        self.tell(op, key=key, **fields)
 
     def _on_compute(self, message: Message) -> None:
         key = message["key"]
         if key in self.memory:
-            self.tell("finished", key=key, run_id=message["run_id"])
+            self._report("finished", key, run_id=message["run_id"])
             return
         self._ready.append(message)
         self._start_next()
@@ -66,11 +66,11 @@ class Worker(Member):
                 if dependency not in self.memory and not any(
                     self.cluster.fetch(self, at, dependency) for at in holders
                 ):
-                    self.tell("missing", key=key, run_id=run_id)
+                    self._report("missing", key, run_id=run_id)
                     break
                 if dependency not in self.memory:
                     self.memory[dependency] = 8
-                    self.tell("replica", key=dependency)
+                    self._report("replica", dependency)
             else:
                 self.erred.pop(key, None)
                 self.running[key] = run_id
@@ -85,11 +85,11 @@ class Worker(Member):
         del self.running[key]
         if fails:
             self.erred[key] = run_id
-            self.tell("erred", key=key, run_id=run_id)
+            self._report("erred", key, run_id=run_id)
         else:
             self.memory[key] = 8
             self.cluster.result_made(key)
-            self.tell("finished", key=key, run_id=run_id)
+            self._report("finished", key, run_id=run_id)
         self._start_next()
 
     def put(self, key: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 
 import pytest
 from support import RunLog
 
 from dask_resilience import Client
-from dask_resilience.chaos.processes import Cluster
+from dask_resilience.chaos.processes import PRELOAD, Cluster, SchedulerProcess, WorkerProcess, free_port
 
 #: Short graces, so that a test which loses a member for good does not wait for it as production would.
 QUICK = {
@@ -49,6 +50,17 @@ def make_cluster(tmp_path):
         yield make
 
 
+@pytest.fixture(scope="module")
+def lasting_cluster(tmp_path_factory):
+    """A cluster as below for a whole module: it and its journal grow old over the tests."""
+    # Its schedulers are replaced in one test and serve in the next, so they do not count as left behind.
+    lasting = {"RESILIENCE_TEST_RUN": uuid.uuid4().hex}
+    with Cluster(
+        n_workers=2, resilient=True, directory=tmp_path_factory.mktemp("cluster"), environment={**QUICK, **lasting}
+    ) as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def cluster(make_cluster):
     """Two workers with one thread each, under nannies, and a scheduler with a journal."""
@@ -59,3 +71,54 @@ def cluster(make_cluster):
 def client(cluster):
     with Client(cluster.address) as client:
         yield client
+
+
+class Starter:
+    """Starts single members in a directory, resilient ones unless told otherwise."""
+
+    def __init__(self, directory, stack):
+        self._directory = directory
+        self._stack = stack
+        self._count = 0
+
+    def _log(self):
+        self._count += 1
+        return self._directory / f"member-{self._count}.log"
+
+    def scheduler(self, port=None, *, wait=True, environment=None, resilient=True, preload=PRELOAD, **kwargs):
+        """A scheduler; without a preload it may still be resilient by its environment."""
+        process = SchedulerProcess(
+            free_port() if port is None else port,
+            log=self._log(),
+            preload=preload if resilient else None,
+            environment={**QUICK, **(environment or {})},
+            **kwargs,
+        )
+        process.resilient = resilient
+        self._stack.enter_context(process)
+        if wait:
+            process.wait_ready()
+        return process
+
+    def worker(self, scheduler, *, wait=True, environment=None, resilient=True, preload=PRELOAD, nanny=True, **kwargs):
+        """A worker of `scheduler`, a process or an address."""
+        process = WorkerProcess(
+            getattr(scheduler, "address", scheduler),
+            log=self._log(),
+            name=f"worker-{self._count}",
+            nanny=nanny,
+            preload=preload if resilient else None,
+            environment={**QUICK, **(environment or {})},
+            **kwargs,
+        )
+        self._stack.enter_context(process)
+        if wait:
+            process.wait_ready(scheduler)
+        return process
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start single members that end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield Starter(tmp_path, stack)

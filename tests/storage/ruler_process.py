@@ -22,6 +22,11 @@ def say(line):
     os.write(1, f"{line}\n".encode())
 
 
+def fenced(error):
+    say(f"fenced {error.epoch} {error.newer}")
+    os._exit(3)
+
+
 def main():
     url, ttl_seconds, segment_bytes, count = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     store = open_store(url)
@@ -31,8 +36,7 @@ def main():
 
     def failed(error):
         if isinstance(error, Fenced):
-            say(f"fenced {error.epoch} {error.newer}")
-            os._exit(3)
+            fenced(error)
         say(f"failed {error}")
 
     keeper = LeaseKeeper(leadership, on_lost=failed)
@@ -67,4 +71,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Fenced as error:
+        fenced(error)

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any, Final, NoReturn
 
+import click
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_resilience.errors import ResilienceError
@@ -21,14 +22,15 @@ logger = logging.getLogger("distributed.resilience")
 #: Exit code of a process that was fenced, could not recover, or cannot do what it is configured for.
 EXIT_CODE: Final = 3
 
-_COMMANDS: Final = frozenset(
-    {"distributed.cli.dask_scheduler", "distributed.cli.dask_spec", "distributed.cli.dask_worker"}
-)
-
 
 def owns_process() -> bool:
-    """Whether this process exists to run a scheduler or a worker, rather than a user's program with a cluster in it."""
-    return not _COMMANDS.isdisjoint(sys.modules)
+    """Whether this process exists to run a scheduler or a worker, rather than a user's program with a cluster in it.
+
+    To be asked in the thread of the event loop: Dask's commands run it in the main thread, inside of their call.
+    """
+    context = click.get_current_context(silent=True)
+    callback = context.command.callback if context is not None else None
+    return callback is not None and callback.__module__.startswith("distributed.cli.")
 
 
 def tell(error: BaseException) -> None:
