@@ -17,6 +17,7 @@ from dask_resilience._distributed.pinned import check_supported
 from dask_resilience._distributed.refusal import end_process, owns_process, refuse_worker, tell
 from dask_resilience.errors import ResilienceError
 from dask_resilience.settings import Settings
+from dask_resilience.storage.open_store import check_url
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -25,7 +26,7 @@ logger = logging.getLogger("distributed.resilience")
 try:
     check_supported()
     if owns_process():
-        Settings.load()
+        check_url(Settings.load().store)
 except ResilienceError as refused:
     tell(refused)
     if owns_process():

@@ -33,7 +33,7 @@ from dask_resilience._distributed.leader import Compass, Ruler
 from dask_resilience._distributed.rpc import FollowingRPC, call_once
 from dask_resilience.errors import SchedulerGone
 from dask_resilience.settings import Settings
-from dask_resilience.storage.open_store import local_path
+from dask_resilience.storage.open_store import check_url
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -78,8 +78,7 @@ class ResilientClient(distributed.Client):
         settings = Settings.load()
         self._patience_seconds = settings.client.patience_seconds
         self._poll_seconds = settings.leader_poll_seconds
-        if settings.store is not None:
-            local_path(settings.store)
+        check_url(settings.store)
         self._store_url = settings.store
         self._on_worker: str = kwargs.pop("on_worker", "")
         self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()

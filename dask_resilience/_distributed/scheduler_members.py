@@ -182,9 +182,15 @@ class Members:
 
     def _heartbeat(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
-        async def heartbeat_worker(*args: Any, **kwargs: Any) -> Any:
-            await self._rule_is_sure()
-            return stock(*args, **kwargs)
+        async def heartbeat_worker(*args: Any, address: str, **kwargs: Any) -> Any:
+            while not self.reign.valid():
+                # Only the answer waits: a worker that was heard must not be restarted for its silence. A store that
+                # is full or out of reach lets this last longer than worker-ttl.
+                ws = self.scheduler.workers.get(address)
+                if ws is not None:
+                    ws.last_seen = time()
+                await asyncio.sleep(0.02)
+            return stock(*args, address=address, **kwargs)
 
         return heartbeat_worker
 

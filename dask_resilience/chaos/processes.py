@@ -143,6 +143,8 @@ class WorkerProcess(OwnedProcess):
         As in `SchedulerProcess`.
     nthreads
         Task threads.
+    memory_limit
+        As Dask writes it; ``"0"`` for none.
     """
 
     def __init__(
@@ -155,11 +157,12 @@ class WorkerProcess(OwnedProcess):
         store: str | None = None,
         preload: str | None = None,
         nthreads: int = 1,
+        memory_limit: str = "0",
         environment: Mapping[str, str] | None = None,
     ) -> None:
         arguments = ["worker", address, "--host", HOST, "--nthreads", str(nthreads), "--name", name]
         arguments += ["--nanny" if nanny else "--no-nanny", "--no-dashboard", "--dashboard-address", f"{HOST}:0"]
-        arguments += ["--memory-limit", "0", "--local-directory", str(log.parent / f"{name}-files")]
+        arguments += ["--memory-limit", memory_limit, "--local-directory", str(log.parent / f"{name}-files")]
         arguments += ["--preload", preload] if preload else []
         super().__init__(
             arguments,
@@ -180,8 +183,8 @@ class Cluster:
 
     Parameters
     ----------
-    n_workers, nthreads, nanny
-        How many workers, task threads in each, and whether nannies watch over them.
+    n_workers, nthreads, nanny, memory_limit
+        How many workers, task threads in each, whether nannies watch over them, and how much memory each may use.
     resilient
         Preload `PRELOAD` everywhere, on a store in the directory; otherwise stock Dask.
     warm_replacement
@@ -219,6 +222,7 @@ class Cluster:
         supervise: bool = False,
         nthreads: int = 1,
         nanny: bool = True,
+        memory_limit: str = "0",
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -229,6 +233,7 @@ class Cluster:
         self.standbys: list[SchedulerProcess] = []
         self.restarts = 0
         self._n_workers, self._nthreads, self._nanny = n_workers, nthreads, nanny
+        self._memory_limit = memory_limit
         self._warm_replacement, self._supervise = warm_replacement, supervise
         self._remove_directory = directory is None
         self.environment = dict(environment or {})
@@ -382,6 +387,7 @@ class Cluster:
             store=self.store,
             preload=self._preload,
             nthreads=self._nthreads,
+            memory_limit=self._memory_limit,
             log=self.directory / f"{name}.log",
             environment=self.environment,
         )

@@ -9,7 +9,7 @@ from distributed import Worker
 from dask_resilience._distributed.pinned import check_supported
 from dask_resilience._distributed.worker_link import WorkerLink
 from dask_resilience.settings import Settings
-from dask_resilience.storage.open_store import local_path
+from dask_resilience.storage.open_store import check_url
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -29,9 +29,7 @@ def setup_worker(worker: Worker) -> WorkerLink:
     """
     check_supported()
     settings = Settings.load()
-    if settings.store is not None:
-        # Only its form: a store need not be in reach of a worker, but no later scheduler could use this one either.
-        local_path(settings.store)
+    check_url(settings.store)
     link = WorkerLink(
         worker,
         store_url=settings.store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -127,29 +128,40 @@ class Cluster:
         self.faults = Faults(self, count=self.terms.faults)
 
     def run(self) -> Outcome:
-        """Run to the end and judge."""
+        """Run to the end and judge. What is raised on the way breaks a promise, too."""
         with self._stand_ins():
-            for number in range(self.terms.schedulers):
-                self._start_scheduler(f"host{number}")
-            for number in range(self.terms.workers):
-                self._start_worker(f"worker{number}")
-            for number in range(self.terms.clients):
-                name = f"client{number}"
-                process = Process(self.loop, name=name, host=name)
-                self._clients[name] = Client(self, process, operations=self.loop.rng.randint(5, 25))
-            self.loop.run(until_seconds=self.terms.busy_seconds)
-            self._calm_down()
-            while not self._quiet() and self.loop.now_seconds < self.terms.busy_seconds + self.terms.calm_seconds:
-                self.loop.run(until_seconds=self.loop.now_seconds + 5.0)
-            self._look_at_the_end()
-            self._over = True
-            for process in [scheduler.process for scheduler in self._schedulers.values()]:
-                process.kill()
-            self.loop.run(until_seconds=self.loop.now_seconds)
+            try:
+                self._live()
+            except Exception as error:  # noqa: BLE001 -- whatever the code under simulation raises is a finding
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                self.breach("no_crash", f"{error!r} at {place.name}, line {place.lineno} of {place.filename}")
+            self._end_all()
         return Outcome(
             seed=self.seed, digest=self.loop.digest(), broken=broken_promises(self.history),
             reached=self.history.reached, events=self.loop.events, trace=tuple(self.loop.trace),
         )  # fmt: skip
+
+    def _live(self) -> None:
+        for number in range(self.terms.schedulers):
+            self._start_scheduler(f"host{number}")
+        for number in range(self.terms.workers):
+            self._start_worker(f"worker{number}")
+        for number in range(self.terms.clients):
+            name = f"client{number}"
+            process = Process(self.loop, name=name, host=name)
+            self._clients[name] = Client(self, process, operations=self.loop.rng.randint(5, 25))
+        self.loop.run(until_seconds=self.terms.busy_seconds)
+        self._calm_down()
+        while not self._quiet() and self.loop.now_seconds < self.terms.busy_seconds + self.terms.calm_seconds:
+            self.loop.run(until_seconds=self.loop.now_seconds + 5.0)
+        self._look_at_the_end()
+
+    def _end_all(self) -> None:
+        """Unwind every strand: nothing of this run outlives it."""
+        self._over = True
+        for process in [scheduler.process for scheduler in self._schedulers.values()]:
+            process.kill()
+        self.loop.run(until_seconds=self.loop.now_seconds)
 
     @contextmanager
     def _stand_ins(self) -> Iterator[None]:
@@ -224,7 +236,7 @@ class Cluster:
         return self.loop.rng.choice(waiting) if waiting else None
 
     def some_worker(self) -> Process | None:
-        """Draw a living worker, if it is not the last one."""
+        """Draw a living worker."""
         living = self.living_workers()
         return self.loop.rng.choice(living).process if living else None
 
@@ -279,7 +291,7 @@ class Cluster:
             link = scheduler.workers[name]
             # What is on its way in either direction, nobody can know yet.
             under_way = self._frees[name, key] or self._news[link, key]
-            fresh = worker.process.alive and link is worker.link and not under_way
+            fresh = worker.process.alive and link is worker.link and not link.broken and not under_way
             if fresh and key in worker.memory:
                 self.breach("no_result_again", f"{key} is computed at {address}, and {name} has it")
             if fresh and key in worker.running:

@@ -9,18 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from dask_resilience.errors import Fenced, StoreError
-from dask_resilience.failover.barrier import (
-    Barrier,
-    BarrierTerms,
-    Event,
-    MemberDropped,
-    MemberExpected,
-    MemberKind,
-    MemberProvenGone,
-    MemberReturned,
-    Open,
-    TimePassed,
-)
+from dask_resilience.failover.barrier import BarrierTerms
 from dask_resilience.failover.invariants import Facts, broken
 from dask_resilience.failover.recovery import plan_late, plan_recovery
 from dask_resilience.journal.records import (
@@ -37,6 +26,7 @@ from dask_resilience.journal.records import (
 )
 from dask_resilience.sim.books import Books, pack_graph
 from dask_resilience.sim.engine import Engine
+from dask_resilience.sim.gathering import Gathering
 from dask_resilience.sim.history import Ack, Recovery
 from dask_resilience.sim.loop import Process
 from dask_resilience.sim.network import Link, Message
@@ -75,14 +65,13 @@ class Scheduler:
         self.open = False
         self._listening = False
         self._store = cluster.view(process)
-        self._inventories: dict[Address, Inventory] = {}
-        self._barrier: Barrier | None = None
         self._books = Books()
         self._unacked: list[tuple[int, str, int]] = []
         self._told: dict[str, dict[str, str]] = {}
         self._leadership: Leadership
         self._writer: JournalWriter
         self._engine: Engine
+        self._gathering: Gathering
         cluster.network.listen(self)
         self._in_strand(self._take_over)
 
@@ -169,33 +158,10 @@ class Scheduler:
 
     def _gather(self) -> None:
         self._beat()
-        self._barrier = Barrier(GRACES)
-        for address in self._books.workers:
-            self._barrier.step(MemberExpected(kind=MemberKind.WORKER, member=address))
-            self.process.later(self.process.loop.between(0.1, 1.0), self._probe, address)
-        for client in self._books.wants:
-            self._barrier.step(MemberExpected(kind=MemberKind.CLIENT, member=client))
-        self._step(TimePassed(now_seconds=self.process.loop.now_seconds))
-
-    def _step(self, event: Event) -> None:
-        if self._barrier is None:
-            return
-        [action] = self._barrier.step(event)
-        if isinstance(action, Open):
-            self._barrier = None
-            self.process.loop.note(self.process, "opens without", *action.given_up_workers, *action.given_up_clients)
-            self._plan()
-        else:
-            self.process.later(action.until_seconds - self.process.loop.now_seconds, self._time_passed)
-
-    def _time_passed(self) -> None:
-        self._step(TimePassed(now_seconds=self.process.loop.now_seconds))
-
-    def _probe(self, address: Address) -> None:
-        if self._barrier is not None and address not in self.workers:
-            if self.cluster.network.refuses(self.process, address):
-                self._step(MemberProvenGone(kind=MemberKind.WORKER, member=address))
-            self.process.later(1.0, self._probe, address)
+        self._gathering = Gathering(
+            self.process, terms=GRACES, refuses=self.cluster.network.refuses, on_open=self._plan
+        )
+        self._gathering.begin(workers=tuple(self._books.workers), clients=tuple(self._books.wants))
 
     def _plan(self) -> None:
         if not self._leadership.valid():
@@ -204,7 +170,7 @@ class Scheduler:
         wanted = self._books.wanted()
         facts = Facts(
             tasks=self._books.views(wanted),
-            inventories=[self._inventories[address] for address in self.workers],
+            inventories=[self._gathering.inventories[address] for address in self.workers],
             durable=set(self.cluster.durable),
         )
         plan = plan_recovery(facts.tasks, facts.inventories, durable=facts.durable)
@@ -284,15 +250,14 @@ class Scheduler:
         for client in [client for client, found in self.clients.items() if found is link]:
             del self.clients[client]
             self._told.pop(client, None)
-            self._step(MemberDropped(kind=MemberKind.CLIENT, member=client))
+            self._gathering.client_dropped(client)
         for address in [address for address, found in self.workers.items() if found is link]:
             del self.workers[address]
-            self._inventories.pop(address, None)
             if self.open:
                 self._engine.remove_worker(address)
                 if self._leadership.valid():
                     self._append(WorkerLeft(address=address))
-            self._step(MemberDropped(kind=MemberKind.WORKER, member=address))
+            self._gathering.worker_dropped(address)
         self._settle()
 
     def _on_join_worker(self, link: Link, message: Message) -> None:
@@ -305,8 +270,7 @@ class Scheduler:
             self._append(WorkerJoined(address=address, name=address, nanny=None))
         link.send(self, {"op": "welcome", "epoch": self._leadership.epoch})
         if not self.open:
-            self._inventories[address] = inventory
-            self._step(MemberReturned(kind=MemberKind.WORKER, member=address))
+            self._gathering.worker_returned(inventory)
             return
         self.cluster.history.reached["late worker"] += 1
         needed = self._engine.needed()
@@ -328,7 +292,7 @@ class Scheduler:
         released = [key for key in self._books.wants[client] if key not in message["wants"]]
         if released:
             self._append(KeysReleased(client=client, keys=tuple(released)))
-        self._step(MemberReturned(kind=MemberKind.CLIENT, member=client))
+        self._gathering.client_returned(client)
 
     def _on_graph(self, _link: Link, message: Message) -> None:
         self._submit({**message, "op": "graph"})
@@ -386,22 +350,11 @@ class Scheduler:
         key, run_id = message["key"], message.get("run_id")
         self.cluster.news_arrived(link, key)
         if not self.open:
-            self._amend(address, key, run_id, what)
+            self.cluster.history.reached["inventory amended"] += 1
+            self._gathering.amend(address, key, run_id, what)
         elif what == "memory":
             self._engine.finished(address, key, run_id)
         elif what == "erred":
             self._engine.erred(address, key, run_id)
         elif self._engine.processing.get(key) == (address, run_id):
             del self._engine.processing[key]
-
-    def _amend(self, address: Address, key: str, run_id: int | None, what: str) -> None:
-        """Something happened on a worker between its return and the plan: its inventory follows."""
-        self.cluster.history.reached["inventory amended"] += 1
-        was = self._inventories[address]
-        memory, running, erred = dict(was.memory), dict(was.running), dict(was.erred)
-        running.pop(key, None)
-        if what == "memory":
-            memory[key] = 8
-        elif what == "erred" and run_id is not None:
-            erred[key] = run_id
-        self._inventories[address] = Inventory(worker=address, memory=memory, running=running, erred=erred)

@@ -168,11 +168,6 @@ class StoreView(ConditionalStore):
         """Draw what goes wrong."""
         return self._disk.loop.rng.choice(options)
 
-    @property
-    def host(self) -> str:
-        """Where the process runs."""
-        return self._process.host
-
     def _conditional(
         self, effect: Callable[[], Outcome], *, faults: Sequence[str] = ("before", "reply", "busy")
     ) -> Outcome:

@@ -42,15 +42,20 @@ def open_store(url: str, *, existing: bool = False) -> ConditionalStore:
     >>> open_store(tempfile.mkdtemp()).list("")
     []
     """
-    path = local_path(url)
+    path = _path(url)
     store = LocalStore(path, create=not existing)
     if not existing:
         probe(store)
     return store
 
 
-def local_path(url: str) -> str:
-    """Tell which directory a store's URL means, without looking at it.
+def check_url(url: str | None) -> None:
+    """Refuse a store that no scheduler could use, without looking for it: it need not be in reach from here.
+
+    Parameters
+    ----------
+    url
+        ``resilience.store``; None passes.
 
     Raises
     ------
@@ -59,9 +64,13 @@ def local_path(url: str) -> str:
 
     Examples
     --------
-    >>> local_path("file:///mnt/shared/prod")
-    '/mnt/shared/prod'
+    >>> check_url("file:///mnt/shared/prod")
     """
+    if url is not None:
+        _path(url)
+
+
+def _path(url: str) -> str:
     if not url:
         raise StoreError(url, "resilience.store is empty; give it a directory")
     parts = urlsplit(url)

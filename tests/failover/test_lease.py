@@ -293,59 +293,70 @@ class TestTable:
         assert {state for state, _ in lease._TRANSITIONS} == set(LeaseState)
 
 
-class Store:
-    """A lease record with compare-and-swap, whose replies can be lost, as the machines see it."""
+class Duel:
+    """Two machines over one record with compare-and-swap, whose replies can be late or lost."""
 
     def __init__(self):
+        self.now = 0.0
         self.record = None
+        self.machines = [machine(ME), machine(OTHER)]
+        self.until = [0.0, 0.0]
+        self.read = [None, None]
+        self.writing = [None, None]
 
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 1), st.sampled_from(["tick", "read", "write", "lose reply", "drop"]), st.floats(0, 4)),
-        max_size=120,
-    )
-)
-def test_two_machines_never_both_act(script):
-    """Whatever is delayed, dropped or stopped: at no moment do both think that they may act."""
-    store, now = Store(), 0.0
-    made = [machine(ME), machine(OTHER)]
-    until, seen, pending = [0.0, 0.0], [None, None], [[], []]
-
-    def take(who, actions):
+    def take(self, who, actions):
         for action in actions:
             if isinstance(action, AllowActing):
-                until[who] = action.until_seconds
+                self.until[who] = action.until_seconds
             elif isinstance(action, ForbidActing | StopForGood):
-                until[who] = 0.0
-            else:
-                pending[who].append(action)
+                self.until[who] = 0.0
+            elif isinstance(action, WriteLease):
+                self.writing[who] = action.record
 
-    for who in (0, 1):
-        pending[who].append(ReadLease(after_seconds=0.0))
-    for who, what, seconds in script:
-        now += seconds
-        writes = [action for action in pending[who] if isinstance(action, WriteLease)]
-        if writes:
-            # A write is under way: only its outcome may come, however late.
-            pending[who].remove(writes[0])
-            if what == "drop":
-                take(who, made[who].step(WriteUncertain(now_seconds=now)))
-            elif store.record == seen[who]:
-                store.record = seen[who] = writes[0].record
-                lost = what == "lose reply"
-                take(who, made[who].step((WriteUncertain if lost else LeaseWritten)(now_seconds=now)))
-            else:
-                take(who, made[who].step(WriteRefused(now_seconds=now)))
-        elif what == "read" and made[who].state is not LeaseState.ACQUIRING and pending[who]:
-            pending[who].clear()
-            seen[who] = store.record
-            take(who, made[who].step(LeaseSeen(now_seconds=now, record=store.record)))
-        elif made[who].state is not LeaseState.ACQUIRING:
-            take(who, made[who].step(TimePassed(now_seconds=now)))
-            if made[who].state is LeaseState.OBSERVING:
-                pending[who].append(ReadLease(after_seconds=0.0))
-        assert sum(now < limit for limit in until) <= 1
+    def step(self, who, event):
+        self.take(who, self.machines[who].step(event))
+
+    def answer(self, who, what):
+        """While a write is under way, only its outcome may come, however late."""
+        record, self.writing[who] = self.writing[who], None
+        if what == "drop":
+            self.step(who, WriteUncertain(now_seconds=self.now))
+        elif self.record == self.read[who]:
+            self.record = self.read[who] = record
+            kind = WriteUncertain if what == "lose reply" else LeaseWritten
+            self.step(who, kind(now_seconds=self.now))
+        else:
+            self.step(who, WriteRefused(now_seconds=self.now))
+
+    def move(self, who, what, seconds):
+        self.now += seconds
+        if self.writing[who] is not None:
+            self.answer(who, what)
+        elif what == "read" and self.machines[who].state is not LeaseState.RELEASED:
+            self.read[who] = self.record
+            self.step(who, LeaseSeen(now_seconds=self.now, record=self.record))
+        else:
+            self.step(who, TimePassed(now_seconds=self.now))
+
+
+MOVES = st.tuples(st.integers(0, 1), st.sampled_from(["tick", "read", "read", "lose reply", "drop"]), st.floats(0, 4))
+
+
+@given(st.lists(MOVES, max_size=150))
+def test_two_machines_never_both_act(moves):
+    """Whatever is delayed, dropped or stopped: at no moment do both think that they may act."""
+    duel = Duel()
+    for who, what, seconds in moves:
+        duel.move(who, what, seconds)
+        assert sum(duel.now < limit for limit in duel.until) <= 1
+
+
+def test_the_duel_can_change_hands():
+    duel = Duel()
+    for who, what, seconds in [(0, "read", 0), (0, "tick", 0), (1, "read", 1), (1, "read", 12), (1, "tick", 0)]:
+        duel.move(who, what, seconds)
+    assert [each.state for each in duel.machines] == [LeaseState.HOLDING, LeaseState.HOLDING]
+    assert [duel.now < limit for limit in duel.until] == [False, True]
 
 
 class TestProof:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import uuid
 from collections import deque
 from dataclasses import replace
+from typing import ClassVar
+
+from support import until
 
 from dask_resilience.journal.records import ClientLeft, EpochStarted
 from dask_resilience.journal.verify import verify_store
@@ -18,7 +20,6 @@ from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import AppendHandle
 from dask_resilience.storage.takeover import rule
-from support import until
 
 
 class FakeClock:
@@ -120,7 +121,12 @@ class FaultyStore(LocalStore):
 class Ruler:
     """Rules a store and journals what it is told."""
 
-    def __init__(self, store, *, ttl_seconds=30.0, segment_bytes=1 << 20, interval_seconds=0.0, holder=None, clock=None):
+    #: All that the running test made; its writers are closed when it ends.
+    made: ClassVar[list[Ruler]] = []
+
+    def __init__(
+        self, store, *, ttl_seconds=30.0, segment_bytes=1 << 20, interval_seconds=0.0, holder=None, clock=None
+    ):
         self.store = store
         self.leadership = rule(store, address="tcp://a:1", ttl_seconds=ttl_seconds, holder=holder, clock=clock)
         self.acked: list[int] = []
@@ -138,6 +144,7 @@ class Ruler:
         self.start = EpochStarted(
             epoch=self.leadership.epoch, cluster="c", holder="me", versions={}, sealed=self.leadership.sealed
         )
+        self.made.append(self)
         self.records = {self.writer.append(self.start): self.start}
 
     def recovered(self):
@@ -182,7 +189,3 @@ def verify(store):
 
 def segments(store):
     return [names.epoch_and_seq_of_segment(name) for name in store.list(names.LOG)]
-
-
-def threads(name):
-    return [thread for thread in threading.enumerate() if thread.name == name]

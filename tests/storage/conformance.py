@@ -69,7 +69,9 @@ class StoreConformance:
         assert conditional_store.get("folder/a").data == b"one"
         assert conditional_store.exists("folder/a")
 
-    @pytest.mark.parametrize("data", [b"", b"\0" * 100_000, bytes(range(256)) * 5000], ids=["none", "zeros", "megabyte"])
+    @pytest.mark.parametrize(
+        "data", [b"", b"\0" * 100_000, bytes(range(256)) * 5000], ids=["none", "zeros", "megabyte"]
+    )
     def test_any_bytes_come_back(self, conditional_store, data):
         conditional_store.create("a", data)
         assert conditional_store.get("a").data == data
@@ -145,7 +147,9 @@ class StoreConformance:
     def test_threads_race_for_a_name(self, conditional_store):
         with ThreadPoolExecutor(RACERS) as pool:
             for number in range(10):
-                outcomes = list(pool.map(lambda data, n=number: conditional_store.create(f"a{n}", data), [b"x"] * RACERS))
+                outcomes = list(
+                    pool.map(lambda data, n=number: conditional_store.create(f"a{n}", data), [b"x"] * RACERS)
+                )
                 assert sorted(outcomes, key=str) == [Outcome.EXISTS] * (RACERS - 1) + [Outcome.OK]
 
     def test_threads_race_to_swap(self, conditional_store):

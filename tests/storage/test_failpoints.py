@@ -33,7 +33,9 @@ def test_the_variable_is_read():
     }
 
 
-@pytest.mark.parametrize("text", ["x", "x=kill", "journal.after-ack=die", "journal.after-ack=kill@0", "journal.after-ack"])
+@pytest.mark.parametrize(
+    "text", ["x", "x=kill", "journal.after-ack=die", "journal.after-ack=kill@0", "journal.after-ack"]
+)
 def test_mistakes_are_told(text):
     with pytest.raises(ValueError, match=failpoints.VARIABLE):
         parse(text)

@@ -7,6 +7,7 @@ import re
 
 import google_crc32c
 import pytest
+from support import until
 
 from dask_resilience.errors import JournalCorrupt, JournalTooNew
 from dask_resilience.journal.records import ClientLeft, EpochStarted
@@ -14,7 +15,6 @@ from dask_resilience.journal.segment import HEADER_BYTES
 from dask_resilience.storage import journal_writer, log_map, names
 from dask_resilience.storage.journal_reader import JournalReader, Logged, ReadBeyondSeal
 from dask_resilience.storage.log_map import LogEnd, find_end
-from support import until
 from tests.storage.acting import FaultyStore, Ruler, dead, read, verify
 
 
@@ -92,7 +92,9 @@ class TestFollowing:
             second.writer.close()
             path = path_of(faulty, second.leadership.epoch, 0)
             whole = path.read_bytes()
-            path.write_bytes(whole[:HEADER_BYTES] + (whole[HEADER_BYTES : HEADER_BYTES + 30] if contents is None else contents))
+            path.write_bytes(
+                whole[:HEADER_BYTES] + (whole[HEADER_BYTES : HEADER_BYTES + 30] if contents is None else contents)
+            )
             assert lsns(read(faulty)) == [1, 2, 3]
             assert not verify(faulty).damaged
         third = Ruler(faulty).settled().release()

@@ -9,6 +9,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import until
 
 from dask_resilience.errors import Fenced, StoreError
 from dask_resilience.failover.lease import LeaseState
@@ -19,8 +20,8 @@ from dask_resilience.storage.journal_reader import JournalReader, ReadBeyondSeal
 from dask_resilience.storage.leadership import LeaseKeeper
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import Outcome
-from support import until
-from tests.storage.acting import FakeClock, FaultyStore, Ruler, another, dead, read, segments, threads, verify
+from dask_resilience.storage.takeover import rule
+from tests.storage.acting import FakeClock, FaultyStore, Ruler, another, dead, read, segments, verify
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ class TestWriting:
         assert ruler.writer.pending_bytes == 0
         assert ruler.writer.close()
         check(faulty, ruler)
-        assert not threads("journal-writer")
+        assert not ruler.writer._thread.is_alive()
 
     def test_nothing_is_written_before_something_is_appended_and_closing_twice_is_fine(self, faulty):
         ruler = Ruler(faulty).settled()
@@ -201,7 +202,7 @@ class TestFailing:
         ruler.append()
         assert not ruler.writer.close(timeout_seconds=0.1)
         assert "none of them was acked" in str(ruler.failures[-1])
-        assert [logged.lsn for logged in read(faulty)][0] == 1
+        assert next(iter(read(faulty))).lsn == 1
         assert not verify(faulty).damaged
 
     def test_closing_waits_for_a_store_that_comes_back(self, faulty):
@@ -219,14 +220,14 @@ class TestFailing:
         assert isinstance(ruler.failures[0], ZeroDivisionError)
         with pytest.raises(ZeroDivisionError):
             ruler.writer.append(ClientLeft(client="c"))
-        until(lambda: not threads("journal-writer"))
+        until(lambda: not ruler.writer._thread.is_alive())
 
     def test_it_can_be_closed_by_its_own_callback(self, faulty):
         ruler = Ruler(faulty).settled()
         done = []
         ruler.writer._on_durable = lambda lsn: done.append(ruler.writer.close())
         ruler.append()
-        until(lambda: not threads("journal-writer"))
+        until(lambda: not ruler.writer._thread.is_alive())
         assert done
 
 
@@ -280,8 +281,6 @@ class TestFence:
         ruler = Ruler(faulty, clock=clock, holder=dead()).settled()
         clock.seconds += 3600
         # Another won the lease and has not raised its fence yet.
-        from dask_resilience.storage.takeover import rule
-
         rule(LocalStore(faulty._root), address="tcp://b:1", ttl_seconds=30)
         faulty.delete(names.manifest(2))
         ruler.append()
@@ -305,7 +304,7 @@ class TestFence:
         assert [str(error) for error in told] == [str(Fenced(1, 2))]
         assert not ruler.leadership.valid()
         assert ruler.leadership._driver.state is LeaseState.LOST
-        assert not threads("lease-keeper")
+        assert not keeper._thread.is_alive()
         ruler.writer.close()
 
 
@@ -320,7 +319,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS)
 def test_whatever_fails_the_acked_is_within_what_is_read(tmp_path_factory, steps):
     """Reigns follow each other over a store that fails; some rulers live on as zombies and write behind the seal."""
@@ -381,7 +380,7 @@ def _act(faulty, rulers, steps):
                     rulers[-2].writer.append(ClientLeft(client="late"))
                 except Fenced:
                     continue
-                until(lambda: rulers[-2].writer._ended_by)  # noqa: B023
+                until(lambda: rulers[-2].writer._ended_by)
                 assert rulers[-2].acked[: len(acked)] == acked
 
 

@@ -249,7 +249,9 @@ def mounted(tmp_path):
     """A file system of 64 KiB, writable or not by remounting."""
     path = tmp_path / "small"
     path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", path], check=False, capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", path], check=False, capture_output=True
+    )
     if done.returncode:
         pytest.skip(f"a file system cannot be mounted here: {done.stderr.decode().strip()}")
     yield path

@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from support import until
 
 from dask_resilience import failpoints
 from dask_resilience.storage import open_store
 from dask_resilience.storage.leadership import newest_epoch
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.takeover import leader
-from support import until
 from tests.storage.acting import Ruler, read, verify
 
 SCRIPT = Path(__file__).with_name("ruler_process.py")

@@ -8,6 +8,7 @@ import os
 import threading
 
 import pytest
+from support import until
 
 from dask_resilience.errors import Fenced, StoreError, WrongCluster
 from dask_resilience.failover.lease import LeaseState
@@ -15,11 +16,10 @@ from dask_resilience.failover.lease_record import LeaseRecord
 from dask_resilience.storage import local_file, names, takeover
 from dask_resilience.storage.cluster_object import claim_cluster, read_cluster
 from dask_resilience.storage.identity import look_up, started_ticks, this_process
-from dask_resilience.storage.leadership import LeaderRecord, newest_epoch
+from dask_resilience.storage.leadership import LeaderRecord
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import Outcome
 from dask_resilience.storage.takeover import TakeoverStopped, leader, rule
-from support import until
 from tests.storage.acting import FakeClock, FaultyStore, Ruler, another, dead, read
 
 
@@ -47,7 +47,7 @@ class TestCluster:
 
     def test_another_name_is_refused(self, faulty):
         claim_cluster(faulty, name="prod")
-        with pytest.raises(WrongCluster, match="belongs to cluster 'prod', but resilience.cluster is 'test'"):
+        with pytest.raises(WrongCluster, match=r"belongs to cluster 'prod', but resilience\.cluster is 'test'"):
             ruling(faulty, cluster="test")
         assert faulty.get(names.LEASE) is None
 
@@ -311,7 +311,9 @@ class TestLeadership:
         with pytest.raises(StoreError, match=says):
             won.publish("tcp://a:2")
 
-    @pytest.mark.parametrize(("data", "says"), [(b"{}", "damaged"), (b"[1]", "damaged"), (b'{"version": 2}', "format 2")])
+    @pytest.mark.parametrize(
+        ("data", "says"), [(b"{}", "damaged"), (b"[1]", "damaged"), (b'{"version": 2}', "format 2")]
+    )
     def test_an_unreadable_record_is_told(self, faulty, data, says):
         faulty.create(names.LEADER, data)
         with pytest.raises(StoreError, match=says):

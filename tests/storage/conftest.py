@@ -1,0 +1,14 @@
+"""No thread of a test writes on in the next one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.storage.acting import Ruler
+
+
+@pytest.fixture(autouse=True)
+def no_writer_left_behind():
+    yield
+    while Ruler.made:
+        Ruler.made.pop().writer.close(timeout_seconds=0)
