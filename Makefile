@@ -10,7 +10,7 @@ TREE := build/tree
 
 help:
 	@echo "make demo    a cluster whose scheduler is killed and which goes on"
-	@echo "make test    unit and integration tests, with coverage over all processes"
+	@echo "make test    unit, integration and short chaos tests, with coverage over all processes"
 	@echo "make lint    ruff, mypy --strict, layers"
 	@echo "make bench   each benchmark beside stock Dask"
 	@echo "make chaos   random faults with an oracle, minutes long"

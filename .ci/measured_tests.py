@@ -15,6 +15,7 @@ KINDS = {
     # Properties run long and touch nothing shared, clusters are timed: only the first kind runs in parallel.
     "unit": ["-n", "2", "--dist", "loadfile"],
     "integration": [],
+    "chaos": [],
 }
 NO_TESTS = 5
 
@@ -35,7 +36,7 @@ def covered(kind: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run both kinds, also when the first fails, and report."""
+    """Run every kind, also when one fails, and report."""
     for stale in Path().glob(".coverage*"):
         stale.unlink()
     codes, lines = {}, []
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
         codes[kind] = 0 if run.returncode == NO_TESTS and arguments else run.returncode
         outcome = "passed" if codes[kind] == 0 else f"exit code {run.returncode}"
         lines.append(f"{kind} tests: {outcome}, cover {covered(kind)}")
-    print("== coverage, all processes, both kinds", flush=True)
+    print("== coverage, all processes, every kind", flush=True)
     coverage("combine", "--quiet", "--keep", *map(str, Path().glob(".coverage-*")), data=".coverage")
     coverage("report", data=".coverage")
     print("\n".join(lines))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+_NAMED_KEYS = 3
+
 
 class ResilienceError(Exception):
     """Base of everything that this package raises."""
@@ -171,18 +173,19 @@ class GraphUnreadable(ResilienceError):
     Parameters
     ----------
     keys
-        Keys that the client asked for.
+        Keys that the client asked for. The first few are kept: each of them gets this error, and a client that asked
+        for all of a large graph would be sent the square of their number.
     problem
         The cause, which names the missing module where there is one.
     """
 
     def __init__(self, keys: Sequence[object], problem: str) -> None:
-        shown = ", ".join(map(repr, list(keys)[:3])) + (", ..." if len(keys) > 3 else "")
+        self.keys = tuple(keys[:_NAMED_KEYS])
+        shown = ", ".join(map(repr, self.keys)) + (", ..." if len(keys) > _NAMED_KEYS else "")
         super().__init__(
             f"the graph of {shown} was journalled but cannot be read by this scheduler: {problem}. "
             "Install the same environment as the client's on the scheduler and submit the graph again."
         )
-        self.keys = tuple(keys)
         self.problem = problem
 
 

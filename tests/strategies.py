@@ -67,5 +67,6 @@ by_class = {
     records.PluginRegistered: st.builds(records.PluginRegistered, kind=kinds, name=names, plugin=raw),
     records.PluginUnregistered: st.builds(records.PluginUnregistered, kind=kinds, name=names),
     records.ClusterClosed: st.builds(records.ClusterClosed, reason=names),
+    records.ActorsMade: st.builds(records.ActorsMade, keys=key_tuples),
 }
 any_record = st.one_of(*by_class.values())

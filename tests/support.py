@@ -33,6 +33,25 @@ class RunLog:
 
         return run
 
+    def hold(self, *, gate: Path, after: int):
+        """An identity function that logs its call and, once more than `after` are logged, waits for the gate."""
+        path, gate_path = str(self.path), str(gate)
+
+        def hold(x):
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            os.write(fd, b"x\n")
+            calls = os.fstat(fd).st_size // 2
+            os.close(fd)
+            while calls > after and not os.path.exists(gate_path):  # noqa: PTH110
+                time.sleep(0.01)
+            return x
+
+        return hold
+
+    def calls(self) -> int:
+        """How often anything ran."""
+        return sum(self.counts().values())
+
     def counts(self) -> Counter:
         """How often each argument ran."""
         if not self.path.exists():

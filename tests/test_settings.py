@@ -114,7 +114,7 @@ def test_defaults():
     settings = Settings.load()
     assert settings.store is None
     assert settings.failover.lease_ttl_seconds == 3.0
-    assert settings.journal.segment_size_bytes == 64 * 2**20
+    assert settings.journal.segment_size_bytes == 16 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_is_wrong_is_named(key, raw, says):
         ),
         ({"worker.patience": "2s"}, "shorter than resilience.worker.patience"),
         ({"client.patience": "3s"}, "shorter than resilience.client.patience"),
-        ({"journal.pending-limit": "32 MiB"}, "must hold a whole segment"),
+        ({"journal.pending-limit": "8 MiB"}, "must hold a whole segment"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, says):

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from time import time
-from typing import Any
+from typing import Any, TypeAlias
 
+from distributed.protocol import Serialized, serialize
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import Scheduler, TaskState, WorkerState
 from distributed.shuffle._core import ShuffleRunSpec, id_from_key
 
 from dask_resilience._distributed.inventory import Holdings
+from dask_resilience._distributed.scheduler_tap import error_record
 from dask_resilience.failover.recovery import LatePlan, RecoveryPlan, plan_late, plan_recovery
+from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
 from dask_resilience.views import TaskView
 
 logger = logging.getLogger("distributed.resilience")
+
+#: Takes a record for the journal.
+Recorder: TypeAlias = Callable[[records.Record], Any]
 
 #: States of a task that no worker was given.
 _UNASSIGNED = frozenset({"released", "waiting", "queued", "no-worker"})
@@ -89,6 +95,23 @@ def fence_run_ids(scheduler: Any, epoch: int, holdings: Iterable[Holdings]) -> N
         pass
 
 
+def err_lost_actors(
+    scheduler: Any, made: Mapping[Key, TaskState], holdings: Iterable[Holdings], record: Recorder
+) -> None:
+    """Let actors err that were made and whose worker did not come back, as `Scheduler` does when it loses one."""
+    here: set[Key] = set()
+    for held in holdings:
+        here.update(held.actors)
+    for key, ts in made.items():
+        if key in here or scheduler.tasks.get(key) is not ts or ts.state != "released" or not ts.who_wants:
+            continue
+        error = RuntimeError("Worker holding Actor was lost")
+        ts.exception, ts.exception_text, ts.traceback_text = Serialized(*serialize(error)), repr(error), ""
+        ts.exception_blame, ts.erred_on = ts, set()
+        ts.state = "erred"
+        record(error_record(ts))
+
+
 class Adoption:
     """Enacts one plan, worker by worker, and then lets go.
 
@@ -100,10 +123,15 @@ class Adoption:
         What the returned workers hold.
     plan
         The decision.
+    record
+        Takes what the journal must hear of it.
     """
 
-    def __init__(self, scheduler: Scheduler, holdings: Mapping[Address, Holdings], plan: RecoveryPlan) -> None:
+    def __init__(
+        self, scheduler: Scheduler, holdings: Mapping[Address, Holdings], plan: RecoveryPlan, record: Recorder
+    ) -> None:
         self.scheduler: Any = scheduler
+        self.record = record
         self.holdings = holdings
         self.plan = plan
         self._memory_of: dict[Address, list[Key]] = {}
@@ -121,6 +149,7 @@ class Adoption:
             adopt_memory(self.scheduler, ws, key, held)
         for key, run_id in self._running_of.get(ws.address, ()):
             adopt_running(self.scheduler, ws, key, run_id, held)
+        record_actors(ws, self.record)
         self.scheduler.check_idle_saturated(ws)
         free(self.scheduler, ws.address, self.plan.forget.get(ws.address, ()))
 
@@ -133,7 +162,7 @@ class Adoption:
             logger.error("Scattered data is lost with its workers: %s", sorted(map(str, lost)))
             scheduler.transitions(lost, stimulus_id)
         for key, (address, _) in self.plan.report_erred.items():
-            report_erred(scheduler, address, key, self.holdings[address], stimulus_id)
+            report_erred(scheduler, address, key, self.holdings[address], stimulus_id, self.record)
         resume(scheduler, stimulus_id)
 
 
@@ -174,6 +203,13 @@ def adopt_memory(scheduler: Any, ws: WorkerState, key: Key, held: Holdings) -> N
         ws.actors.add(ts)
 
 
+def record_actors(ws: WorkerState, record: Recorder) -> None:
+    """Whoever made the actors of `ws` may have died before it could say so."""
+    made = tuple(ts.key for ts in ws.actors if ts.state == "memory")
+    if made:
+        record(records.ActorsMade(keys=made))
+
+
 def adopt_running(scheduler: Any, ws: WorkerState, key: Key, run_id: int, held: Holdings) -> None:
     """The run of `key` on `ws` goes on; the scheduler has given the task to nobody."""
     ts = scheduler.tasks.get(key)
@@ -204,13 +240,16 @@ def _leave_queues(scheduler: Any, ts: TaskState) -> None:
     ts.waiting_on = None
 
 
-def report_erred(scheduler: Any, address: Address, key: Key, held: Holdings, stimulus_id: str) -> None:
+def report_erred(
+    scheduler: Any, address: Address, key: Key, held: Holdings, stimulus_id: str, record: Recorder
+) -> None:
     """A failure whose message did not arrive: as `Scheduler.stimulus_task_erred` would treat it."""
     ts = scheduler.tasks.get(key)
     if ts is None or ts.state not in _UNASSIGNED:
         return
     if ts.retries:
         ts.retries -= 1
+        record(records.RetriesLeft(counts={key: ts.retries}))
         free(scheduler, address, (key,))
         return
     _, exception, traceback, exception_text, traceback_text = held.erred[key]
@@ -229,7 +268,7 @@ def free(scheduler: Any, address: Address, keys: Iterable[Key]) -> None:
         stream.send({"op": "free-keys", "keys": keys, "stimulus_id": f"resilience-forget-{time()}"})
 
 
-def late(scheduler: Any, ws: WorkerState, held: Holdings) -> None:
+def late(scheduler: Any, ws: WorkerState, held: Holdings, record: Recorder) -> None:
     """Take in a worker that comes while the scheduler serves. Called while it is being added, before any await."""
     tasks = scheduler.tasks
     keys = {*held.memory, *held.running, *held.erred} & tasks.keys()
@@ -248,10 +287,10 @@ def late(scheduler: Any, ws: WorkerState, held: Holdings) -> None:
     # A shuffle that is under way belongs to a run that this worker left; one that is over needs nothing of it.
     distrust = in_flight_shuffles(scheduler, [held])
     decided = plan_late(views, {key: tasks[key].state for key in looked_at}, held.view(ws.address), distrust=distrust)
-    _enact_late(scheduler, ws, held, decided)
+    _enact_late(scheduler, ws, held, decided, record)
 
 
-def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePlan) -> None:
+def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePlan, record: Recorder) -> None:
     stimulus_id = f"resilience-late-{time()}"
     recommendations: dict[Key, str] = {}
     client_msgs: dict[str, list[Any]] = {}
@@ -284,6 +323,7 @@ def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePl
     scheduler._transitions(ready, client_msgs, worker_msgs, stimulus_id)
     scheduler.send_all(client_msgs, worker_msgs)
     for key in decided.report_erred:
-        report_erred(scheduler, ws.address, key, held, stimulus_id)
+        report_erred(scheduler, ws.address, key, held, stimulus_id, record)
+    record_actors(ws, record)
     free(scheduler, ws.address, decided.forget)
     scheduler.check_idle_saturated(ws)

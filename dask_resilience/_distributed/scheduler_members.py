@@ -296,7 +296,8 @@ class Members:
             self.adoption.worker_added(ws)
             self._settled(address)
         elif (held := self._late.pop(address, None)) is not None:
-            scheduler_adopt.late(self.scheduler, ws, held)
+            assert self.tap is not None
+            scheduler_adopt.late(self.scheduler, ws, held, self.tap.record)
             if (handover := self._handovers.pop(address, None)) is not None:
                 handover.settle()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
 from typing import Any
+from weakref import WeakValueDictionary
 
 import dask.order
 from dask._expr import LLGExpr
@@ -21,7 +22,7 @@ from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_grap
 
 from dask_resilience.errors import GraphUnreadable
 from dask_resilience.journal import records
-from dask_resilience.types import Address
+from dask_resilience.types import Address, Key
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -47,6 +48,8 @@ class Replay:
         self.closed = True
         self.graphs = 0
         self.scheduler_plugins: dict[str, bytes] = {}
+        #: Actors that came to be. A task that was forgotten and submitted again is another task with the same key.
+        self.actors_made: WeakValueDictionary[Key, TaskState] = WeakValueDictionary()
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
             records.EpochStarted: self._epoch_started,
             records.GraphSubmitted: self._graph_submitted,
@@ -59,6 +62,7 @@ class Replay:
             records.TasksSuspected: self._tasks_suspected,
             records.RetriesLeft: self._retries_left,
             records.RestrictionsSet: self._restrictions_set,
+            records.ActorsMade: self._actors_made,
             records.ClientJoined: self._client_joined,
             records.ClientLeft: self._client_left,
             records.WorkerJoined: self._worker_joined,
@@ -108,6 +112,7 @@ class Replay:
         self.clients.clear()
         self.client_workers.clear()
         self.scheduler_plugins.clear()
+        self.actors_made.clear()
         self.closed = True
 
     # Graphs and what is wanted
@@ -224,6 +229,7 @@ class Replay:
             if ts is not None and ts.state == "erred":
                 ts.exception = ts.exception_blame = ts.traceback = ts.erred_on = None
                 ts.state = "released"
+                self.actors_made.pop(key, None)
 
     def _tasks_suspected(self, record: records.TasksSuspected) -> None:
         for key, count in record.counts.items():
@@ -243,6 +249,12 @@ class Replay:
             ts = self.scheduler.tasks.get(key)
             if ts is not None:
                 ts.worker_restrictions = set(workers) or None
+
+    def _actors_made(self, record: records.ActorsMade) -> None:
+        for key in record.keys:
+            ts = self.scheduler.tasks.get(key)
+            if ts is not None:
+                self.actors_made[key] = ts
 
     # Members and plugins
 

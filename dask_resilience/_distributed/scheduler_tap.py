@@ -79,6 +79,7 @@ class Tap:
         self._durable_lsn = 0
         self._room = asyncio.Event()
         self._detached = False
+        self._expects_actors = False
 
     def attach(self) -> None:
         """Put the tap in."""
@@ -116,6 +117,19 @@ class Tap:
             elif start == "erred" and finish == "released":
                 table[start, finish] = self._out_of_erred(table[start, finish])
         s._TRANSITIONS_TABLE = table
+        if any(ts.actor for ts in s.tasks.values()):
+            self.expect_actors()
+
+    def expect_actors(self) -> None:
+        """Record from now on which actors come to be. Clusters without actors do not pay for it."""
+        if self._expects_actors:
+            return
+        self._expects_actors = True
+        s = self.scheduler
+        rows = s._TRANSITIONS_TABLE.items()
+        s._TRANSITIONS_TABLE = {
+            row: self._into_memory(transition) if row[1] == "memory" else transition for row, transition in rows
+        }
 
     def detach(self) -> None:
         """Record and ack nothing any more; what the scheduler does from now on is its end."""
@@ -219,6 +233,8 @@ class Tap:
             self.record(record, client=client, seq=seq)
             failpoint("graph.after-record")
             msg["stimulus_id"] = record.stimulus_id
+            if msg.get("actors"):
+                self.expect_actors()
             await stock(client=client, **msg)
             failpoint("graph.after-apply")
 
@@ -396,6 +412,16 @@ class Tap:
             ts = state.tasks.get(key)
             if ts is not None and ts.state == "erred":
                 self.record(error_record(ts))
+            return out
+
+        return transition
+
+    def _into_memory(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        def transition(state: Any, key: Key, stimulus_id: str, **kwargs: Any) -> Any:
+            out = stock(state, key, stimulus_id, **kwargs)
+            ts = state.tasks.get(key)
+            if ts is not None and ts.actor and ts.state == "memory":
+                self.record(records.ActorsMade(keys=(key,)))
             return out
 
         return transition

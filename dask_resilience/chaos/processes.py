@@ -40,6 +40,8 @@ class SchedulerProcess(OwnedProcess):
         Port to serve on.
     http_port
         Port of its pages; by default a free one.
+    protocol
+        ``tcp`` or ``tls``; certificates come by the environment.
     store
         URL or path of the journal's store; None for stock Dask.
     preload
@@ -56,6 +58,7 @@ class SchedulerProcess(OwnedProcess):
         *,
         log: Path,
         http_port: int | None = None,
+        protocol: str = "tcp",
         store: str | None = None,
         preload: str | None = None,
         parked: bool = False,
@@ -64,10 +67,11 @@ class SchedulerProcess(OwnedProcess):
     ) -> None:
         self.port = port
         self.http_port = http_port or free_port()
-        self.address = f"tcp://{HOST}:{port}"
+        self.address = f"{protocol}://{HOST}:{port}"
         self.resilient = preload is not None
         arguments = ["scheduler", "--host", HOST, "--port", str(port), "--no-dashboard"]
         arguments += ["--dashboard-address", f"{HOST}:{self.http_port}"]
+        arguments += ["--protocol", protocol] if protocol != "tcp" else []
         arguments += ["--preload", preload] if preload else []
         warm = (*_WARM_IMPORTS, *filter(None, [preload])) if parked else ()
         super().__init__(
@@ -185,6 +189,8 @@ class Cluster:
     ----------
     n_workers, nthreads, nanny, memory_limit
         How many workers, task threads in each, whether nannies watch over them, and how much memory each may use.
+    protocol
+        ``tcp`` or ``tls``; certificates come by `environment`.
     resilient
         Preload `PRELOAD` everywhere, on a store in the directory; otherwise stock Dask.
     warm_replacement
@@ -222,6 +228,7 @@ class Cluster:
         supervise: bool = False,
         nthreads: int = 1,
         nanny: bool = True,
+        protocol: str = "tcp",
         memory_limit: str = "0",
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
@@ -234,6 +241,7 @@ class Cluster:
         self.restarts = 0
         self._n_workers, self._nthreads, self._nanny = n_workers, nthreads, nanny
         self._memory_limit = memory_limit
+        self._protocol = protocol
         self._warm_replacement, self._supervise = warm_replacement, supervise
         self._remove_directory = directory is None
         self.environment = dict(environment or {})
@@ -294,6 +302,7 @@ class Cluster:
         scheduler = SchedulerProcess(
             port,
             http_port=http_port,
+            protocol=self._protocol,
             store=self.store,
             preload=self._preload,
             parked=parked,

@@ -1,7 +1,8 @@
 """Random kills of the scheduler under load, judged by an oracle.
 
 ``python -m dask_resilience.chaos.soak --kills 100 --seed 7`` prints what it did and ends with one JSON line. It exits
-with 0 only if every result, every future, every count of runs and Dask's own `validate_state` were right after each kill.
+with 0 only if every result, every future, every count of runs and Dask's own `validate_state` were right after each
+kill.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _send_until(traffic: Traffic, deadline: float) -> None:
 def _check_now(client: Client, traffic: Traffic, report: Report, round_number: int) -> None:
     """After each kill: Dask's own check, and no future may be cancelled or lost."""
     try:
-        client.run_on_scheduler(_validate)
+        client.run_on_scheduler(_validate)  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
         report.violations.append(f"round {round_number}: validate_state: {error!r}")
     for expectation in traffic.expectations:

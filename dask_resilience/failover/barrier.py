@@ -247,16 +247,14 @@ class Barrier:
         self._sides[event.kind].returned.discard(event.member)
 
     def _write_off(self, event: MemberProvenGone) -> None:
-        side = self._sides[event.kind]
-        side.gone.add(event.member)
-        side.returned.discard(event.member)
+        self._sides[event.kind].gone.add(event.member)
 
     def _begin(self, event: TimePassed) -> None:
         self.phase = BarrierPhase.GATHERING
         self._started = self._now = event.now_seconds
 
     def _look(self, event: TimePassed) -> None:
-        self._now = max(self._now, event.now_seconds)
+        self._now = event.now_seconds
 
     def _decide(self) -> Action:
         workers, clients = self._sides[MemberKind.WORKER], self._sides[MemberKind.CLIENT]

@@ -172,6 +172,13 @@ class RestrictionsSet(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ActorsMade(Record):
+    """Actors came to be: if their worker is gone, their state is lost and must not be made anew unnoticed."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientJoined(Record):
     """A client connected.
 
@@ -257,4 +264,5 @@ REGISTRY: Final[Mapping[int, type[Record]]] = {
     16: PluginRegistered,
     17: PluginUnregistered,
     18: ClusterClosed,
+    19: ActorsMade,
 }

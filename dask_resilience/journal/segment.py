@@ -215,6 +215,31 @@ def succession_problem(header: SegmentHeader, *, cluster: bytes, epoch: int, seq
     return ""
 
 
+def handover_problem(header: SegmentHeader, successor: SegmentHeader, *, reached: int) -> str:
+    """Say why a segment cannot end where its successor begins.
+
+    In a segment with a successor the records before the successor's first LSN count, and nothing else. Whatever
+    stands behind that place, torn and damaged frames too, was given up by the writer and is written again.
+
+    Parameters
+    ----------
+    header, successor
+        Of the segment and of the next one in its epoch.
+    reached
+        The LSN behind the last record of the segment that checks.
+
+    Returns
+    -------
+    str
+        What is wrong; empty when all that counts is there.
+    """
+    if successor.first_lsn < header.first_lsn:
+        return f"the segment begins at LSN {header.first_lsn}, but the next starts at LSN {successor.first_lsn}"
+    if successor.first_lsn > reached:
+        return f"the segment ends at LSN {reached - 1}, the next begins at {successor.first_lsn}"
+    return ""
+
+
 def encode_footer(*, frames: int, nbytes: int, lsn: int, chain: int) -> bytes:
     """Encode the frame that seals a segment.
 

@@ -21,6 +21,7 @@ from dask_resilience.journal.segment import (
     FIRST_LSN,
     HEADER_BYTES,
     SegmentHeader,
+    handover_problem,
     succession_problem,
 )
 from dask_resilience.journal.survey import Survey, survey_segment
@@ -255,12 +256,12 @@ class _Walk:
             self.count(survey, len(survey.ends) - 1, known=False)
             return
         lsn = successor.first_lsn
-        index = lsn - header.first_lsn
-        if not 0 <= index <= survey.records:
-            problem = f"the next segment starts at LSN {lsn}, but here are {header.first_lsn} and {survey.records} more"
+        problem = handover_problem(header, successor, reached=survey.lsn(survey.records))
+        if problem:
             self.tell("damage", survey.name, survey.end, broken or problem)
             self.count(survey, len(survey.ends) - 1, known=False)
             return
+        index = lsn - header.first_lsn
         if broken or not survey.sealed or index < survey.records:
             what = broken or (
                 "records are written again in the next segment" if index < survey.records else "no footer"

@@ -14,6 +14,7 @@ from typing import Any
 
 import dask
 import distributed
+from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import Scheduler
 
@@ -28,6 +29,7 @@ from dask_resilience.errors import Fenced, NotRecovered, StoreError
 from dask_resilience.failover.barrier import BarrierTerms
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
+from dask_resilience.plugins.collector import collecting_rarely
 from dask_resilience.plugins.recovery import Gathering
 from dask_resilience.settings import Settings, default_store
 from dask_resilience.storage import open_store
@@ -35,7 +37,7 @@ from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.leadership import Leadership, LeaseKeeper
 from dask_resilience.storage.object_store import ConditionalStore
-from dask_resilience.storage.takeover import rule
+from dask_resilience.storage.takeover import TakeoverStopped, rule
 from dask_resilience.types import Address
 
 logger = logging.getLogger("distributed.resilience")
@@ -141,6 +143,7 @@ class SchedulerResilience(SchedulerPlugin):
         await self._rule(follow=True)
         ruled = time()
         self.phase = "replaying"
+        self._rebuilding.enter_context(collecting_rarely())
         for logged in self._reader.read_to(self._leadership().sealed):
             self.replay.apply(logged.record)
         failpoint("recovery.after-replay")
@@ -169,6 +172,7 @@ class SchedulerResilience(SchedulerPlugin):
         await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
         self._recovery = asyncio.create_task(self._recover(), name="resilience-recovery")
 
+    @collecting_rarely()
     def _follow(self) -> None:
         """On standby: replay what the ruling scheduler wrote, so that a takeover has only the rest to read."""
         for logged in self._reader.read():
@@ -191,9 +195,18 @@ class SchedulerResilience(SchedulerPlugin):
                 on_wait=lambda line: logger.info("Standing by: %s", line),
             )
         )
-        while not (await asyncio.wait({ruling}, timeout=_FOLLOW_SECONDS))[0]:
-            if follow:
-                self._follow()
+        try:
+            while not (await asyncio.wait({ruling}, timeout=_FOLLOW_SECONDS))[0]:
+                if self.scheduler.status in (Status.closing, Status.closed):
+                    self._stopping.set()
+                elif follow:
+                    self._follow()
+        except BaseException:
+            # Cancelled with the process, or the journal cannot be read. The thread must neither keep the process from
+            # its end nor win a rule that nobody would exercise.
+            self._stopping.set()
+            ruling.add_done_callback(_give_back)
+            raise
         self.leadership = ruling.result()
         self._keeper = LeaseKeeper(self.leadership, on_lost=self.stop)
         self._keeper.start()
@@ -313,19 +326,22 @@ class SchedulerResilience(SchedulerPlugin):
         record = record_of(client, msg)
         self.tap.record(record, client=client, seq=seq)
         self.replay.apply(record)
+        if msg.get("actors"):
+            self.tap.expect_actors()
 
     def _enact(self, begun: float) -> None:
         """In one turn of the event loop: plan, let the workers in, and serve."""
+        assert self.tap is not None
         holdings = self.members.returned()
         for address in self.replay.workers:
             if address not in holdings:
-                assert self.tap is not None
                 self.tap.record(records.WorkerLeft(address=address))
         scheduler_adopt.fence_run_ids(self.scheduler, self.epoch, holdings.values())
         self._let_go_of_finished(holdings.values())
+        scheduler_adopt.err_lost_actors(self.scheduler, self.replay.actors_made, holdings.values(), self.tap.record)
         plan = scheduler_adopt.plan(self.scheduler, holdings)
         failpoint("recovery.after-plan")
-        adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan)
+        adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan, self.tap.record)
         self.recovered |= {
             "workers_back": len(holdings),
             "clients_back": len(self.members.joining),
@@ -345,6 +361,7 @@ class SchedulerResilience(SchedulerPlugin):
                 if not joining.answer.done():
                     joining.answer.set_result(None)
             self._gathering = None
+            self._rebuilding.close()
             self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
             logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
 
@@ -458,10 +475,22 @@ async def setup_scheduler(scheduler: Scheduler) -> None:
     try:
         resilience = _new(scheduler)
         await resilience.take_over()
+    except TakeoverStopped as error:
+        # It was closed while it stood by, which is nothing to complain of; its start must not go on, though.
+        logger.info("%s", error)
+        if resilience is not None:
+            await resilience.let_go()
+        await scheduler.finished()
+        raise asyncio.CancelledError from error
     except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would tell
         if resilience is not None and not owns_process():
             await resilience.let_go()
         refuse_scheduler(scheduler, error)
+
+
+def _give_back(ruling: asyncio.Task[Leadership]) -> None:
+    if not ruling.cancelled() and ruling.exception() is None:
+        ruling.result().release()
 
 
 async def install_on_scheduler(scheduler: Scheduler) -> None:

@@ -326,9 +326,18 @@ class Cluster:
         return there.process.alive and key in there.memory and self.network.reaches(worker.process, there.process)
 
     def run_started(self, worker: Worker, key: str) -> None:
-        """Count a run of a task's own function."""
+        """Count a run of a task's own function.
+
+        One that starts before the joining of its worker or client is durable does not count: a scheduler that takes
+        over then knows nothing of them, waits for neither, and may open before they come.
+        """
         self.loop.note(worker.process, "runs", key)
-        self.history.runs[key] += 1
+        client = key.partition("-")[0]
+        scheduler = worker.link.peer(worker) if worker.link is not None else None
+        if isinstance(scheduler, Scheduler) and not scheduler.expects_for_good(worker.process.name, client):
+            self.history.reached["run before a joining was durable"] += 1
+        else:
+            self.history.runs[key] += 1
 
     def result_made(self, key: str) -> None:
         """Draw whether a result gets a durable copy."""

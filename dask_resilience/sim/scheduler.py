@@ -68,6 +68,8 @@ class Scheduler:
         self._books = Books()
         self._unacked: list[tuple[int, str, int]] = []
         self._told: dict[str, dict[str, str]] = {}
+        #: LSN under which a member joined in this epoch.
+        self._joined: dict[str, int] = {}
         self._leadership: Leadership
         self._writer: JournalWriter
         self._engine: Engine
@@ -245,6 +247,10 @@ class Scheduler:
         getattr(self, f"_on_{message['op']}")(link, message)
         self._settle()
 
+    def expects_for_good(self, *members: str) -> bool:
+        """Tell whether every successor will wait for these members: their joining is durable."""
+        return all(self._joined.get(member, 0) <= self._writer.durable_lsn for member in members)
+
     def link_broken(self, link: Link) -> None:
         """Miss a member."""
         for client in [client for client, found in self.clients.items() if found is link]:
@@ -267,7 +273,7 @@ class Scheduler:
             self.link_broken(self.workers[address])  # its end comes later than its successor
         self.workers[address] = link
         if address not in self._books.workers:
-            self._append(WorkerJoined(address=address, name=address, nanny=None))
+            self._joined[address] = self._append(WorkerJoined(address=address, name=address, nanny=None))
         link.send(self, {"op": "welcome", "epoch": self._leadership.epoch})
         if not self.open:
             self._gathering.worker_returned(inventory)
@@ -285,7 +291,7 @@ class Scheduler:
         self._told.pop(client, None)
         link.send(self, {"op": "welcome", "epoch": self._leadership.epoch})
         if client not in self._books.wants:
-            self._append(ClientJoined(client=client, resilient=True))
+            self._joined[client] = self._append(ClientJoined(client=client, resilient=True))
         # What was not acked first: it may need what the client has let go of since.
         for unacked in message["outbox"]:
             self._submit(unacked)

@@ -30,6 +30,7 @@ from dask_resilience.journal.segment import (
     Position,
     SegmentContents,
     SegmentHeader,
+    handover_problem,
     read_segment,
     scan_segment,
 )
@@ -199,13 +200,11 @@ class JournalReader:
     def _read_before(self, name: str, data: bytes, successor: SegmentHeader) -> SegmentContents:
         """Read a segment of which only what lies before its successor's first LSN must be whole."""
         contents, fault = scan_segment(data, name=name, after=self._position)
-        reached = contents.position.lsn if contents.position is not None else 0
-        if reached < successor.first_lsn:
-            raise fault or JournalCorrupt(
-                name,
-                contents.end,
-                contents.torn or f"the segment ends at LSN {reached - 1}, the next begins at {successor.first_lsn}",
-            )
+        if contents.position is None:
+            raise fault or JournalCorrupt(name, contents.end, contents.torn or "the segment has no header")
+        problem = handover_problem(contents.position.header, successor, reached=contents.position.lsn)
+        if problem:
+            raise fault or JournalCorrupt(name, contents.end, contents.torn or problem)
         return contents
 
     def _read_last(self, name: str, data: bytes, sealed: SealedEnd | None) -> SegmentContents:

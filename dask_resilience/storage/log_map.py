@@ -112,6 +112,9 @@ class LogMap:
             if sealed is not None and sealed[1] not in seqs:
                 name = names.segment(epoch, sealed[1])
                 raise JournalCorrupt(name, 0, "the segment is missing, and a later epoch goes on from it")
+            for seq, found in enumerate(seqs):
+                if found != seq:
+                    raise JournalCorrupt(names.segment(epoch, seq), 0, "the segment is missing, a later one is there")
             backwards.append(Stretch(epoch=epoch, seqs=seqs, sealed=sealed))
             started = self.started(epoch)
             if started is None:

@@ -121,6 +121,17 @@ worker a returned   | wait for workers b, clients -, until 130
 worker b gone       | open
 """
 
+A_REFUTED_PROOF_COUNTS_NO_MORE = """
+worker a expected   |
+worker b expected   |
+at 100              | wait for workers a b, clients -, until 130
+worker a gone       | wait for workers b, clients -, until 130
+worker a returned   | wait for workers b, clients -, until 130
+worker a dropped    | wait for workers a b, clients -, until 130
+worker b returned   | wait for workers a, clients -, until 130
+worker a gone       | open
+"""
+
 A_WORKER_COMES_BACK_AND_DIES = """
 worker a expected   |
 worker b expected   |

@@ -24,6 +24,7 @@ from dask_resilience.errors import ConfigError, GraphUnreadable, StoreError
 from dask_resilience.journal.segment import HEADER_BYTES
 from dask_resilience.journal.verify import verify_store
 from dask_resilience.storage import names, open_store
+from dask_resilience.storage.leadership import leader
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other owners need root")
 
@@ -42,16 +43,26 @@ def journal(start, store):
     return store
 
 
+def mount(*arguments):
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this environment forbids mounts: {done.stderr}")
+
+
+def unmount(path):
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte."""
     path = tmp_path / "disk"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", path], check=True)
+    mount("-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", path)
     try:
         yield path
     finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
+        unmount(path)
 
 
 def verified(store):
@@ -154,24 +165,45 @@ def test_a_store_that_cannot_be_reached(start, tmp_path):
 @needs_root
 def test_a_store_that_is_read_only(start, journal):
     before, report = contents(journal), verified(journal)
-    subprocess.run(["mount", "--bind", journal, journal], check=True)
+    mount("--bind", journal, journal)
     try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", journal], check=True)
+        mount("-o", "remount,ro,bind", journal)
         log = refused(start.scheduler(wait=False, store=str(journal)))
         # Looking is possible without writing.
         assert verified(journal) == report
+        looked = look(journal)
+    finally:
+        unmount(journal)
+    say(log, "cannot be written (denied). Give this user permission to write there")
+    assert "sound" in looked
+    assert contents(journal) == before
+    start.scheduler(store=str(journal))
+
+
+def look(store):
+    """All that looks at a store without a claim to it."""
+    told = ""
+    for command in (["verify"], ["verify", "-o", "json"], ["inspect"]):
         done = subprocess.run(
-            [sys.executable, "-m", "dask_resilience.cli", "verify", journal],
+            [Path(sys.executable).with_name("dask-resilience"), *command, store],
             capture_output=True,
             text=True,
             check=False,
         )
-    finally:
-        subprocess.run(["umount", "--lazy", journal], check=True)
-    say(log, "cannot be written (denied). Give this user permission to write there")
-    assert done.returncode == 0, done.stderr
-    assert contents(journal) == before
-    start.scheduler(store=str(journal))
+        assert done.returncode == 0, done.stdout + done.stderr
+        told += done.stdout
+    assert leader(open_store(str(store), existing=True)).epoch == 1
+    return told
+
+
+def test_looking_at_a_copy_of_a_journal_writes_nothing(journal, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(journal, copy, ignore=shutil.ignore_patterns(".*"))
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    told = look(copy)
+    assert "sound" in told
+    assert "GraphSubmitted" in told
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
 @needs_root

@@ -114,6 +114,25 @@ def test_a_scheduler_that_wakes_with_all_its_members_around_it_acks_nothing_and_
         validate(client)
 
 
+def test_a_scheduler_that_nobody_told_is_fenced_by_its_own_journal(make_cluster, run_log):
+    """As above, and the thread that keeps the lease is stuck: only the look before each ack is left."""
+    cluster = make_cluster(n_workers=2, environment=BLIND)
+    with Client(cluster.address) as client:
+        standby = cluster.start_standby()
+        old = cluster.scheduler
+        client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.resilience._keeper.close())
+        old.pause()
+        futures = client.map(run_log.task(seconds=0.2), range(10), pure=False)
+        until(lambda: "Epoch 2 begins" in standby.log_tail(50), seconds=40)
+        old.cont()
+        assert old.wait() == 3
+        follow(cluster, client)
+        assert client.gather(futures) == [2 * x for x in range(10)]
+        run_log.assert_each_once(range(10))
+        assert submissions(cluster) == {2: 1}
+        validate(client)
+
+
 def test_the_second_scheduler_on_a_store_stands_by_and_says_so(cluster, client):
     future = client.submit(lambda: 7)
     assert future.result() == 7

@@ -64,7 +64,9 @@ def known_to_workers(client, keys) -> set:
 
 
 def until_nobody_knows(client, keys) -> None:
-    until(lambda: not known_to_scheduler(client, keys), what="the scheduler forgets")
+    until(lambda: not known_to_scheduler(client, keys), what="the scheduler forgets", soft=True, seconds=10)
+    print(client.run_on_scheduler(lambda dask_scheduler: [(k, ts.state, ts.who_wants, ts.waiters, ts.dependents, ts.who_has) for k in keys if (ts := dask_scheduler.tasks.get(k))]))
+    until(lambda: not known_to_scheduler(client, keys), what="the scheduler forgets", seconds=1)
     until(lambda: not known_to_workers(client, keys), what="the workers forget")
 
 
@@ -232,6 +234,24 @@ def test_what_is_fired_and_forgotten_runs_once(cluster, client, run_log, gate):
     until(lambda: len(run_log.counts()) == 16)
     until_nobody_knows(client, keys)
     run_log.assert_each_once(range(16))
+
+
+def test_what_was_fired_and_ends_while_nobody_rules_runs_once(cluster, client, run_log, gate):
+    root = client.submit(run_log.task(gate=gate), 0, pure=False)
+    heirs = client.map(run_log.task(), range(1, 4), [root] * 3, pure=False)
+    failed = client.submit(failing(run_log, gate), 4, pure=False)
+    keys = [future.key for future in [root, *heirs, failed]]
+    fire_and_forget([*heirs, failed])
+    until(lambda: len(run_log.counts()) == 2)
+    del root, heirs, failed
+    cluster.kill_scheduler()
+    until(lambda: client.status == "connecting")
+    gate.touch()
+    cluster.restart_scheduler().wait_ready()
+    until(lambda: len(run_log.counts()) == 5)
+    until_nobody_knows(client, keys)
+    run_log.assert_each_once(range(5))
+    validate(client)
 
 
 def test_what_is_fired_while_nobody_rules_runs_once(cluster, client, run_log):

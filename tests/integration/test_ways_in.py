@@ -97,6 +97,17 @@ def test_a_configured_store_stays_at_a_clean_end(start, store):
     assert (store / "log").is_dir()
 
 
+def test_a_standby_that_is_asked_to_end_ends_and_never_rules(start, store):
+    active = start.scheduler(store=str(store))
+    standby = start.scheduler(store=str(store), wait=False)
+    standby.wait_standing_by()
+    os.kill(standby.pid, signal.SIGTERM)
+    assert standby.wait(timeout_seconds=10) in (0, -signal.SIGTERM)
+    assert "Traceback" not in standby.log.read_text()
+    assert active.is_ready()
+    assert json.loads((store / "lease").read_text())["epoch"] == 1
+
+
 # LocalCluster, in a program of its own
 
 LOCAL = """

@@ -295,7 +295,7 @@ class TestDamage:
     @pytest.mark.parametrize("seq", [0, 1])
     def test_a_missing_segment(self, log, seq):
         path_of(log, 1, seq).unlink()
-        refused(log, "the next begins at|begins with ClientLeft")
+        refused(log, "the segment is missing|begins with ClientLeft")
 
     def test_a_missing_last_segment_of_a_sealed_epoch(self, log):
         last = max(path_of(log, 1, 0).parent.iterdir())
