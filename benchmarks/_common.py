@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import statistics
 import time
@@ -48,7 +49,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     lines = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for number, line in enumerate(lines):
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
         print("  ".join(cells).rstrip())
         if number == 0:
             print("  ".join("-" * width for width in widths))
@@ -71,6 +75,8 @@ def save(path: Path | None, *, parameters: Mapping[str, Any], samples: Any, resu
             "memory_bytes": psutil.virtual_memory().total,
             "kernel": f"{platform.system()} {platform.release()}",
             "architecture": platform.machine(),
+            # Of the last minute: what else ran here, or only the benchmark.
+            "load_average": round(os.getloadavg()[0], 1),
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "parameters": parameters,

@@ -32,6 +32,8 @@ _BURST = 0
 _BURST_RECORDS = 20_000
 _PERCENTS = (50, 99)
 _SPIN_SECONDS = 1e-5
+#: Streams send at most every 10 ms: a message soon after another would wait for that and not for the scheduler.
+_SETTLE_SECONDS = 0.05
 
 
 def writer_latency(directory: Path, *, rate: int, seconds: float) -> dict[str, Any]:
@@ -127,12 +129,15 @@ def round_trips(count: int) -> dict[str, list[float]]:
         warm_up = max(5, count // 10)
         for number in range(-warm_up, count):
             for side in sorted(clients, reverse=number % 2 == 0):
+                time.sleep(_SETTLE_SECONDS)
                 before = time.perf_counter()
                 future = clients[side].submit(increment, number, pure=False)
                 future.result()
                 took = time.perf_counter() - before
+                del future
                 if number >= 0:
                     found[side].append(took)
+            time.sleep(_SETTLE_SECONDS)
             acked = _ack_latency(clients["ours"], number)
             if number >= 0:
                 found["ack"].append(acked)

@@ -1,8 +1,9 @@
 """How many bytes the journal takes for a task, for graphs of each collection.
 
 Each graph is submitted by a real client to a real scheduler that has no workers, so that all of its tasks can be
-counted. The store's log is measured before, after the submission was acked, and after the release. *Message* is the
-graph alone, as the client serialized it and as stock Dask sends it over the network; it is stored as it came.
+counted. The store's log is measured before, after the submission was acked, and after the release. *Message* is what
+stock Dask sends over the network as well: the graph as the client serialized it, which is stored as it came, the keys
+that the client wants, and priorities and the like.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import dask.array as da
 import dask.bag as db
 import dask.dataframe as dd
+import msgpack
 import numpy as np
 import pandas as pd
 from dask import datasets
@@ -109,7 +111,9 @@ def measure(cluster: Cluster, client: Any, reader: JournalReader, graph: Any, sc
     client.run_on_scheduler(committed)
     released = log_bytes(cluster.store) - before - submitted
     graphs = [logged.record for logged in reader.read() if isinstance(logged.record, GraphSubmitted)]
-    message = sum(len(frame) for record in graphs for frame in record.frames)
+    message = sum(
+        len(frame) for record in graphs for frame in (*record.frames, record.rest, msgpack.packb(record.keys))
+    )
     return {
         "tasks": n_tasks,
         "message_bytes": message,
@@ -140,9 +144,7 @@ def main() -> None:
     rows = []
     for name, each in samples.items():
         n_tasks = each["tasks"]
-        parts = [
-            f"{each[part] / n_tasks:,.1f}" for part in ("message_bytes", "submission_bytes", "release_bytes")
-        ]
+        parts = [f"{each[part] / n_tasks:,.1f}" for part in ("message_bytes", "submission_bytes", "release_bytes")]
         rows.append((name, f"{n_tasks:,}", *parts, f"{results[name]['journal_to_message_ratio']:.3f}"))
     table(("graph", "tasks", "message B/task", "submission B/task", "release B/task", "journal/message"), rows)
     save(given.json, parameters={"scale": scale}, samples=samples, results=results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,8 @@ class Holdings:
         Key to (run id, exception, traceback, exception text, traceback text).
     actors
         Those of `memory` that are actors.
+    scattered
+        Keys that lately came as data, not as results.
     finished
         The last tasks that this worker completed: key to run id.
     shuffle_run
@@ -51,6 +53,7 @@ class Holdings:
     long_running: frozenset[Key] = frozenset()
     erred: Mapping[Key, tuple[int, Any, Any, str, str]] = field(default_factory=dict)
     actors: frozenset[Key] = frozenset()
+    scattered: frozenset[Key] = frozenset()
     finished: Mapping[Key, int] = field(default_factory=dict)
     shuffle_run: int = 0
     cluster: str = ""
@@ -74,7 +77,15 @@ class Holdings:
         return cls(**{name: value for name, value in loads(packed).items() if name in known})
 
 
-def take(worker: Worker, *, finished: Mapping[Key, int], shuffle_run: int, cluster: str, epoch: int) -> Holdings:
+def take(
+    worker: Worker,
+    *,
+    finished: Mapping[Key, int],
+    scattered: Iterable[Key],
+    shuffle_run: int,
+    cluster: str,
+    epoch: int,
+) -> Holdings:
     """Give back what has not started, and list the rest.
 
     Synchronous on purpose: no message of the worker may fall between the inventory and the new send buffer.
@@ -103,6 +114,7 @@ def take(worker: Worker, *, finished: Mapping[Key, int], shuffle_run: int, clust
         long_running=frozenset(long_running),
         erred=erred,
         actors=frozenset(state.actors) & memory.keys(),
+        scattered=frozenset(scattered) & memory.keys(),
         finished=dict(finished),
         shuffle_run=shuffle_run,
         cluster=cluster,

@@ -37,6 +37,8 @@ _UNASSIGNED = frozenset({"released", "waiting", "queued", "no-worker"})
 _RUN_IDS_AN_EPOCH = 1 << 32
 #: The same for P2P shuffles, whose counter can only be advanced step by step.
 _SHUFFLES_AN_EPOCH = 1 << 12
+#: How long scattered data that the scheduler does not know stays on its worker.
+_CLAIM_SECONDS = 30.0
 
 
 def view(scheduler: Any) -> dict[Key, TaskView]:
@@ -151,7 +153,7 @@ class Adoption:
             adopt_running(self.scheduler, ws, key, run_id, held)
         record_actors(ws, self.record)
         self.scheduler.check_idle_saturated(ws)
-        free(self.scheduler, ws.address, self.plan.forget.get(ws.address, ()))
+        let_go(self.scheduler, ws, self.plan.forget.get(ws.address, ()), held)
 
     def finish(self) -> None:
         """Every worker is in: report failures, name losses, and let the rest be computed."""
@@ -258,6 +260,9 @@ def report_erred(
     ts.exception_blame = ts
     ts.erred_on = {address}
     scheduler.transitions({key: "erred"}, stimulus_id)
+    if ts in scheduler.clients["fire-and-forget"].wants_what:
+        # Its end lets it go, as `Scheduler._transition_processing_erred` would have done.
+        scheduler.client_releases_keys(keys=[key], client="fire-and-forget", stimulus_id=stimulus_id)
 
 
 def free(scheduler: Any, address: Address, keys: Iterable[Key]) -> None:
@@ -266,6 +271,26 @@ def free(scheduler: Any, address: Address, keys: Iterable[Key]) -> None:
     stream = scheduler.stream_comms.get(address)
     if keys and stream is not None:
         stream.send({"op": "free-keys", "keys": keys, "stimulus_id": f"resilience-forget-{time()}"})
+
+
+def let_go(scheduler: Any, ws: WorkerState, keys: Iterable[Key], held: Holdings) -> None:
+    """Free what the plan forgets, but give data that was scattered time to be claimed.
+
+    Data reaches a worker before the scheduler is told of it. The call that tells may be the one that the failover cut,
+    and is repeated now.
+    """
+    keys = dict.fromkeys(keys)
+    unclaimed = [key for key in keys if key in held.scattered and key not in scheduler.tasks]
+    for key in unclaimed:
+        del keys[key]
+    free(scheduler, ws.address, keys)
+    if unclaimed:
+        scheduler.loop.call_later(_CLAIM_SECONDS, _free_unclaimed, scheduler, ws, unclaimed)
+
+
+def _free_unclaimed(scheduler: Any, ws: WorkerState, keys: list[Key]) -> None:
+    if scheduler.workers.get(ws.address) is ws:
+        free(scheduler, ws.address, [key for key in keys if key not in scheduler.tasks])
 
 
 def late(scheduler: Any, ws: WorkerState, held: Holdings, record: Recorder) -> None:
@@ -325,5 +350,5 @@ def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePl
     for key in decided.report_erred:
         report_erred(scheduler, ws.address, key, held, stimulus_id, record)
     record_actors(ws, record)
-    free(scheduler, ws.address, decided.forget)
+    let_go(scheduler, ws, decided.forget, held)
     scheduler.check_idle_saturated(ws)

@@ -58,7 +58,9 @@ class Links:
         stream = self.scheduler.stream_comms[address]
         if stream.comm is None or not stream.comm.closed():
             return True  # that was the link of an older membership
-        if address not in self.returning or self.scheduler.status != Status.running:
+        # One that closes has said so before.
+        leaves = ws.status in (Status.closing, Status.closed)
+        if leaves or address not in self.returning or self.scheduler.status != Status.running:
             return False
         if self._awaited.get(address) is ws:
             return True

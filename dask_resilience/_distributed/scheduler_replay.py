@@ -41,6 +41,7 @@ class Replay:
         self.last_seq: dict[str, int] = {}
         #: Workers that were there: address to (name, nanny).
         self.workers: dict[Address, tuple[Any, Address | None]] = {}
+        self._aliases: dict[Any, Address] = {}
         #: Clients that were there: id to whether they come back.
         self.clients: dict[str, bool] = {}
         #: Clients that live in the process of a worker: id to its address.
@@ -83,13 +84,15 @@ class Replay:
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Submissions create tasks and schedule nothing."""
+        """Submissions create tasks and schedule nothing, and know the workers of then by their names."""
         scheduler = self.scheduler
         scheduler.transitions = lambda recommendations, stimulus_id: None
+        aliases, scheduler.aliases = scheduler.aliases, self._aliases
         try:
             yield
         finally:
             del scheduler.transitions
+            scheduler.aliases = aliases
 
     def _number(self, client: str, seq: int) -> None:
         if seq:
@@ -109,6 +112,7 @@ class Replay:
         Scheduler.client_releases_keys(scheduler, keys, "fire-and-forget", stimulus_id="resilience-replay")
         self.last_seq.clear()
         self.workers.clear()
+        self._aliases.clear()
         self.clients.clear()
         self.client_workers.clear()
         self.scheduler_plugins.clear()
@@ -155,7 +159,7 @@ class Replay:
                 span_metadata=rest.get("span_metadata", {}),
                 annotations_by_type=annotations_by_type,
                 global_annotations=rest.get("annotations"),
-                start=time(),
+                start=rest.get("received") or time(),
                 stimulus_id=record.stimulus_id,
             )
 
@@ -272,9 +276,12 @@ class Replay:
 
     def _worker_joined(self, record: records.WorkerJoined) -> None:
         self.workers[record.address] = (record.name, record.nanny)
+        self._aliases[record.name] = record.address
 
     def _worker_left(self, record: records.WorkerLeft) -> None:
-        self.workers.pop(record.address, None)
+        name, _ = self.workers.pop(record.address, (None, None))
+        if self._aliases.get(name) == record.address:
+            del self._aliases[name]
 
     def _plugin_registered(self, record: records.PluginRegistered) -> None:
         if record.kind == "worker":

@@ -60,6 +60,7 @@ class WorkerLink:
         self.poll_seconds = poll_seconds
         self.compass = Compass(worker.scheduler.address, connection_args=worker.connection_args, store_url=store_url)
         self.finished: OrderedDict[Key, int] = OrderedDict()
+        self._scattered: deque[Key] = deque(maxlen=_REMEMBERED_RUNS)
         self._connected = asyncio.Event()
         self._registering = False
         self._closing = False
@@ -69,6 +70,7 @@ class WorkerLink:
         self._stock_close = worker.close
         self._stock_batched_send = worker.batched_send
         self._stock_get_client = worker._get_client
+        self._stock_update_data = worker.update_data
         self._watching: asyncio.Task[None] | None = None
 
     def attach(self) -> None:
@@ -78,6 +80,7 @@ class WorkerLink:
         worker.batched_send = self._batched_send
         worker._register_with_scheduler = self._register_first
         worker._get_client = self._get_client
+        worker.update_data = worker.handlers["update_data"] = self._update_data
         worker.scheduler = FollowingRPC(worker.rpc, self)
         worker.resilience = self
         if worker.batched_stream.comm is not None and not worker.batched_stream.comm.closed():
@@ -122,6 +125,10 @@ class WorkerLink:
             self._stock_batched_send(msg)
         elif msg["op"] == "log-event":
             self._events.append(msg)
+
+    def _update_data(self, data: Any, stimulus_id: str | None = None) -> Any:
+        self._scattered.extend(data)
+        return self._stock_update_data(data=data, stimulus_id=stimulus_id)
 
     async def _close(self, *args: Any, reason: str = "worker-close", **kwargs: Any) -> Any:
         worker = self.worker
@@ -231,6 +238,7 @@ class WorkerLink:
             holdings = inventory.take(
                 worker,
                 finished=self.finished,
+                scattered=self._scattered,
                 shuffle_run=self._shuffle_run,
                 cluster=self.compass.cluster,
                 epoch=self.compass.epoch,

@@ -1,8 +1,9 @@
 """Python's garbage collector while a state is rebuilt.
 
 All that a replay creates stays, some forty objects a task, and the collector looks at it again and again as it grows:
-38 % of the CPU time of a recovery of 100,000 tasks. Collecting at every 100,000 instead of every 700 objects brings
-that to 6 %. It is not switched off, since a long journal also leaves garbage: tasks that were forgotten later.
+more than a third of the CPU time of a recovery of 100,000 tasks. Collecting at every 100,000 instead of every 700
+objects brings that to about a tenth. It is not switched off, since a long journal also leaves garbage: tasks that were
+forgotten later.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -86,6 +87,8 @@ class SchedulerResilience(SchedulerPlugin):
         self.members = Members(scheduler, self, client_grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
         self._gathering: Gathering | None = None
+        #: What lasts from the replay until this scheduler serves.
+        self._rebuilding = contextlib.ExitStack()
         self._stopping = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._owns_process = owns_process()
@@ -404,6 +407,7 @@ class SchedulerResilience(SchedulerPlugin):
     async def let_go(self) -> None:
         """End the journal, give the lease back, and keep nothing open: this process may live on."""
         self._stopping.set()
+        self._rebuilding.close()
         await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
@@ -461,6 +465,7 @@ class SchedulerResilience(SchedulerPlugin):
 
     def _abandon(self) -> None:
         """In somebody else's process: drop every connection, so that no message of ours reaches a member again."""
+        self._rebuilding.close()
         if self.tap is not None:
             self.tap.detach()
         for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:

@@ -133,6 +133,39 @@ def test_a_scheduler_that_nobody_told_is_fenced_by_its_own_journal(make_cluster,
         validate(client)
 
 
+def test_the_word_of_a_run_from_an_older_epoch_is_not_believed(make_cluster, run_log, gate):
+    cluster = make_cluster(n_workers=2, nanny=False, environment={"DASK_RESILIENCE__FAILOVER__GRACE": "1500ms"})
+    with Client(cluster.address) as client:
+        future = client.submit(
+            run_log.task(gate=gate), 1, key="held", workers="worker-1", allow_other_workers=True, pure=False
+        )
+        until(lambda: run_log.counts()["1"] == 1)
+        run_id_of = lambda dask_scheduler: dask_scheduler.tasks["held"].run_id  # noqa: E731 - must travel by value
+        [late] = [address for address, keys in client.processing().items() if keys]
+        older = client.run_on_scheduler(run_id_of)
+        cluster.workers[1].pause()
+        fail_over(cluster)
+        until(lambda: run_log.counts()["1"] == 2, what="the other worker runs it")
+        cluster.workers[1].cont()
+        client.wait_for_workers(2, timeout=30)
+
+        def straggle(dask_worker, run_id):
+            told = {"status": "OK", "key": "held", "nbytes": 8, "type": b"", "typename": "int", "metadata": {}}
+            told |= {"thread": 0, "startstops": (), "run_id": run_id, "stimulus_id": "straggler"}
+            dask_worker.batched_stream.send({"op": "task-finished", **told})
+
+        straggle.__module__ = "__main__"
+        client.run(straggle, run_id=older, workers=[late])
+        # A message behind it on the same stream tells when it has arrived.
+        client.run(lambda dask_worker: dask_worker.log_event("straggled", True), workers=[late])
+        until(lambda: client.get_events("straggled"))
+        assert client.run_on_scheduler(run_id_of) > older
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks["held"].state) == "processing"
+        gate.touch()
+        assert future.result(timeout=20) == 2
+        validate(client)
+
+
 def test_the_second_scheduler_on_a_store_stands_by_and_says_so(cluster, client):
     future = client.submit(lambda: 7)
     assert future.result() == 7

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
+import uuid
 from concurrent.futures import CancelledError
 
 import dask
 import pytest
-from distributed import as_completed, get_client, rejoin, secede, wait, worker_client
+from distributed import as_completed, get_client, get_worker, rejoin, secede, wait, worker_client
 from support import fail_over, resilience_status, until, validate
 
 from dask_resilience import Client
@@ -294,14 +296,36 @@ def test_what_came_first_runs_first(cluster, client, run_log, gate):
     run_log.assert_each_once(range(18))
 
 
+def test_graphs_that_came_apart_run_one_after_the_other(cluster, client, run_log, gate, workers):
+    blocker = client.submit(run_log.task(gate=gate), 0, pure=False, workers=workers[:1])
+    until(run_log.counts)
+    earlier = client.map(run_log.task(), range(1, 7), pure=False, workers=workers[:1])
+    time.sleep(0.2)  # twice Dask's fifo_timeout: what comes within it shares a rank
+    later = client.map(run_log.task(), range(7, 13), pure=False, workers=workers[:1])
+    until(lambda: state_of(client, later[-1]) == "processing")
+
+    fail_over(cluster, client)
+    gate.touch()
+
+    wait([blocker, *earlier, *later], timeout=60)
+    assert [int(x) for x in ran(run_log)] == list(range(13))
+
+
+def restrictions(client) -> dict:
+    return client.run_on_scheduler(
+        lambda dask_scheduler: {
+            key: (ts.worker_restrictions, ts.host_restrictions, ts.loose_restrictions)
+            for key, ts in dask_scheduler.tasks.items()
+        }
+    )
+
+
 def test_worker_restrictions_hold(cluster, client, run_log, gate, workers):
     blockers = [client.submit(run_log.task(gate=gate), n, pure=False, workers=[w]) for n, w in enumerate(workers)]
     until(lambda: len(ran(run_log)) == 2)
     names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
 
     def where(x):
-        from distributed import get_worker
-
         return get_worker().address
 
     by_address = client.map(where, range(6), pure=False, workers=workers[1])
@@ -312,7 +336,9 @@ def test_worker_restrictions_hold(cluster, client, run_log, gate, workers):
         annotated = client.compute(dask.delayed(where)(1), optimize_graph=False)
 
     until(lambda: state_of(client, nowhere) == "no-worker")
+    before = restrictions(client)
     fail_over(cluster, client)
+    assert restrictions(client) == before
     key = annotated.key
     kept = client.run_on_scheduler(
         lambda dask_scheduler: (
@@ -462,22 +488,31 @@ def test_scattering_while_nobody_rules_waits(cluster, client, gate):
 def test_a_task_scatters_while_nobody_rules(cluster, client, run_log, gate, direct):
     run = run_log.task()
     open_gate = str(gate)
+    key = f"x-{uuid.uuid4().hex}"
 
     def parent():
+        worker = get_worker()
+
+        def watch():
+            while key not in worker.data:
+                time.sleep(0.01)
+            run("held")
+
         with worker_client() as own:
             run("waits")
             while not os.path.exists(open_gate):  # noqa: PTH110
                 time.sleep(0.01)
+            threading.Thread(target=watch, daemon=True).start()
             run("scatters")
-            data = own.scatter({"x": 40}, direct=direct)["x"]
+            data = own.scatter({key: 40}, direct=direct)[key]
             return own.submit(lambda x: x + 2, data).result(), data.result()
 
     future = client.submit(parent, pure=False)
     until(lambda: "'waits'" in run_log.counts())
     with outage(cluster, client):
         gate.touch()
-        until(lambda: "'scatters'" in run_log.counts())
-        time.sleep(0.3)  # so that the worker holds what no scheduler knows; too short, and the test proves less
+        # Without `direct` the worker holds by then what no scheduler knows.
+        until(lambda: f"'{'scatters' if direct else 'held'}'" in run_log.counts())
     assert future.result(timeout=60) == (42, 40)
 
 

@@ -64,9 +64,7 @@ def known_to_workers(client, keys) -> set:
 
 
 def until_nobody_knows(client, keys) -> None:
-    until(lambda: not known_to_scheduler(client, keys), what="the scheduler forgets", soft=True, seconds=10)
-    print(client.run_on_scheduler(lambda dask_scheduler: [(k, ts.state, ts.who_wants, ts.waiters, ts.dependents, ts.who_has) for k in keys if (ts := dask_scheduler.tasks.get(k))]))
-    until(lambda: not known_to_scheduler(client, keys), what="the scheduler forgets", seconds=1)
+    until(lambda: not known_to_scheduler(client, keys), what="the scheduler forgets")
     until(lambda: not known_to_workers(client, keys), what="the workers forget")
 
 
