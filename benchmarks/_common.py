@@ -38,6 +38,11 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(samples), "min": min(samples), "max": max(samples)}
 
 
+def median_error(samples: Sequence[float]) -> float:
+    """Standard error of the median, about 1.25 sigma / sqrt(n) where samples are normal; 0 of a single one."""
+    return 1.25 * statistics.stdev(samples) / len(samples) ** 0.5 if len(samples) > 1 else 0.0
+
+
 def percentile(samples: Sequence[float], percent: float) -> float:
     """The nearest rank: the least sample that `percent` of all samples do not exceed."""
     ordered = sorted(samples)

@@ -91,7 +91,7 @@ def expected_of(make):
 @pytest.mark.parametrize("after", [2, 9])
 def test_results_are_equal_when_it_dies_in_the_middle(cluster, client, run_log, gate, make, after):
     future = client.compute(make(run_log.hold(gate=gate, after=after)))
-    until(lambda: run_log.calls() == after + 2, what="both threads are held")
+    until(lambda: run_log.calls() > after, what="a thread is held")
     fail_over(cluster, client)
     gate.touch()
     assert equal(future.result(timeout=60), expected_of(make))
@@ -131,7 +131,7 @@ def test_the_blocking_call_of_a_program_that_knows_nothing_of_it(cluster, client
 
     with ThreadPoolExecutor(1) as pool:
         computing = pool.submit(array(run_log.hold(gate=gate, after=5)).compute, scheduler=client)
-        until(lambda: run_log.calls() == 7)
+        until(lambda: run_log.calls() > 5)
         fail_over(cluster, client)
         gate.touch()
         assert equal(computing.result(timeout=60), expected_of(array))

@@ -516,20 +516,29 @@ def test_a_task_scatters_while_nobody_rules(cluster, client, run_log, gate, dire
     assert future.result(timeout=60) == (42, 40)
 
 
-def test_scattered_data_of_a_dead_worker_is_named_as_lost_and_copies_live(make_cluster):
+def test_what_is_left_of_a_worker_that_died_meanwhile(make_cluster, run_log, gate):
+    """Copies and failures live, results are computed again, and scattered data is named as lost."""
     cluster = make_cluster(n_workers=2)
     with Client(cluster.address) as client:
         addresses = {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
         dying = addresses["worker-1"]
         only = client.scatter("only", workers=dying)
         copied = client.scatter("copied", broadcast=True)
-        computed = client.submit(lambda: "computed", pure=False, workers=dying, allow_other_workers=True)
+        gate.touch()
+        computed = client.submit(run_log.task(gate=gate), 1, pure=False, workers=dying, allow_other_workers=True)
+        failed = client.submit(always_failing(run_log, {}), 2, pure=False, workers=dying, allow_other_workers=True)
         heir = client.submit(lambda value: value, only, pure=False, workers=dying, allow_other_workers=True)
-        wait([computed, heir])
+        wait([computed, failed, heir])
+        assert set(ran(run_log)) == {"1", "2"}
+        gate.unlink()
         with outage(cluster, client):
             cluster.kill_worker(1)
         assert copied.result(timeout=30) == "copied"
-        assert computed.result(timeout=30) == "computed"
+        assert isinstance(failed.exception(timeout=30), ValueError)
+        until(lambda: run_log.counts() == {"1": 2, "2": 1}, what="the result is computed again, the failure is not")
+        assert computed.status == "pending"
+        gate.touch()
+        assert computed.result(timeout=30) == 2
         assert holders(client, copied) == {addresses["worker-0"]}
         for future in (only, heir):
             with pytest.raises(CancelledError, match=r"Scattered data|lost"):

@@ -265,6 +265,24 @@ def test_what_is_fired_while_nobody_rules_runs_once(cluster, client, run_log):
     run_log.assert_each_once(range(6))
 
 
+def test_nothing_is_done_twice_when_acks_are_lost(cluster, client, run_log):
+    client._stream_handlers["resilience-ack"] = lambda seq: None
+    futures = client.map(run_log.task(), range(5), pure=False)
+    keys = [future.key for future in futures]
+    fire_and_forget(futures)
+    kept = client.submit(run_log.task(), 5, pure=False)
+    del futures
+    assert kept.result(timeout=30) == 10
+    until_nobody_knows(client, keys)
+    assert len(client._outbox) >= 2
+
+    fail_over(cluster, client)
+
+    assert client.submit(run_log.task(), 6, pure=False).result(timeout=30) == 12
+    assert not known_to_scheduler(client, keys)
+    run_log.assert_each_once(range(7))
+
+
 def test_what_is_cancelled_never_runs(cluster, client, run_log, gate):
     blockers = client.map(run_log.task(gate=gate), range(2), pure=False)
     until(lambda: len(run_log.counts()) == 2)

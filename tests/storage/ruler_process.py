@@ -26,9 +26,8 @@ _ENDING = threading.Lock()
 
 
 def fenced(error):
-    # Keeper and writer may find out at the same time; whoever comes second leaves the end to the first.
-    if not _ENDING.acquire(blocking=False):
-        return
+    # Keeper and writer may find out at the same time; whoever comes second waits for the end by the first.
+    _ENDING.acquire()
     say(f"fenced {error.epoch} {error.newer}")
     os._exit(3)
 

@@ -1,0 +1,222 @@
+"""Write ``docs/reference/benchmarks.md`` and its figures from the files in ``benchmarks/results``.
+
+Every figure in that page comes from there; none is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._common import RESULTS
+from benchmarks.failover import GOAL_ADDED_SECONDS, GOAL_TASKS
+from benchmarks.figures import Bar, bars
+from benchmarks.scheduler_cost import GOAL_ADDED_MICROSECONDS, GOAL_THROUGHPUT_RATIO
+
+_DOCS = Path(__file__).parents[1] / "docs"
+_GOAL_WORKERS = 2
+_NAMES = ("scheduler_cost", "failover", "journal_bytes", "commit_latency")
+_KINDS = {"stock": "stock start", "cold": "cold restart", "warm": "warm replacement"}
+_SUBMISSIONS = {
+    "map": "`client.map`: one message, all results wanted",
+    "tree": "tree of `delayed`: one message, one result wanted",
+    "submit": "`client.submit` for each task: a message each",
+}
+
+
+def main() -> None:
+    """Write the page and the figures."""
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in _NAMES}
+    sections = [
+        _HEAD,
+        "## Goals\n",
+        _table(("goal", "measured", ""), _goals(found)),
+        _WHY,
+        _scheduler_cost(found["scheduler_cost"]),
+        _failover(found["failover"]),
+        _journal_bytes(found["journal_bytes"]),
+        _commit_latency(found["commit_latency"]),
+        "## Where and when\n",
+        _table(
+            ("benchmark", "date", "machine", "load", "versions"), (_where(name, each) for name, each in found.items())
+        ),
+        _FOOT,
+    ]
+    page = _DOCS / "reference" / "benchmarks.md"
+    page.write_text("\n".join(sections))
+    figures = _DOCS / "figures"
+    figures.mkdir(exist_ok=True)
+    (figures / "scheduler-cost.svg").write_text(_cost_figure(found["scheduler_cost"]["results"]))
+    (figures / "failover-tasks.svg").write_text(_failover_figure(found["failover"]["results"]))
+    print(f"wrote {page} and {figures}")
+
+
+_HEAD = """\
+# Benchmarks
+
+<!-- Written by `python -m benchmarks.report` from benchmarks/results. Edit that, not this. -->
+
+Each benchmark runs stock Dask and this package in turns, in one run on one machine, so that whatever else the machine
+does meets both. Figures are medians, with the least and the greatest in parentheses.
+"""
+
+_WHY = """
+A goal is *met* or *missed* when the standard error of the median leaves no doubt, and otherwise *not decided* by this
+run. Where throughput falls short of its goal while CPU time does not, the machine had fewer free cores than processes:
+the journal's thread and the members then take turns with the scheduler.
+
+The cost of a submission is that of its one record. It is spread over the tasks of the graph, so tasks that are
+submitted one by one pay for a record each: encoding, a checksum, waking the writer and an ack.
+
+The time of a failover beyond a process' start grows with the number of tasks, because the scheduler's own code creates
+each again: it unpacks graphs, makes the tasks, orders them, and decides on each. Most of that is Dask's own work,
+which a stock scheduler did once as well; ours is the look at each task and the adoption. A *standby* process follows
+the journal and has done most of it when it takes over.
+"""
+
+_FOOT = """
+Run them yourself: `python -m benchmarks.NAME --json FILE`, with `--quick` to see whether it works. Copy the files to
+`benchmarks/results`, and `python -m benchmarks.report` writes this page.
+"""
+
+
+def _goals(found: dict[str, Any]) -> Iterable[Sequence[str]]:
+    for name, result in found["scheduler_cost"]["results"].items():
+        added, error = result["added_cpu_microseconds"]["median"], result["added_cpu_error_microseconds"]
+        goal = f"at most {GOAL_ADDED_MICROSECONDS:g} µs of scheduler CPU more a task, {name}"
+        yield goal, f"{added:+.1f} ± {error:.1f} µs", _verdict(GOAL_ADDED_MICROSECONDS - added, error)
+        ratio, error = result["throughput_ratio"]["median"], result["throughput_ratio_error"]
+        goal = f"at least {GOAL_THROUGHPUT_RATIO:g} of stock's tasks a second, {name}"
+        yield goal, f"{ratio:.3f} ± {error:.3f}", _verdict(ratio - GOAL_THROUGHPUT_RATIO, error)
+    for result in found["failover"]["results"]:
+        if result["tasks"] == GOAL_TASKS and result["workers"] == _GOAL_WORKERS:
+            goal = f"cold restart at {GOAL_TASKS:,} tasks within {GOAL_ADDED_SECONDS:g} s of a stock start"
+            added, error = result["cold_added_seconds"], result["cold_added_error_seconds"]
+            yield goal, f"{added:+.2f} ± {error:.2f} s", _verdict(GOAL_ADDED_SECONDS - added, error)
+
+
+def _verdict(margin: float, error: float) -> str:
+    if margin >= error:
+        return "met"
+    return "**missed**" if margin <= -error else "not decided"
+
+
+def _scheduler_cost(content: dict[str, Any]) -> str:
+    rows = []
+    for name, result in content["results"].items():
+        for side in ("stock", "ours"):
+            cpu, pace = result[side]["cpu_microseconds"], result[side]["tasks_per_second"]
+            rows.append((_SUBMISSIONS[name], side, _spread(cpu, 1), _spread(pace, 0)))
+        added, ratio = result["added_cpu_microseconds"], result["throughput_ratio"]
+        rows.append(("", "*difference, ratio*", _spread(added, 1), _spread(ratio, 3)))
+    parameters = content["parameters"]
+    about = (
+        f"\n## What the journal costs a scheduler\n\n{parameters['tasks']:,} tasks on {parameters['workers']} workers, "
+        f"{parameters['rounds']} rounds; a quarter of the tasks where each is submitted alone. CPU time is that of the "
+        "whole process, the writer's thread included, from the submission to the release.\n"
+    )
+    figure = "\n![CPU time of the scheduler for a task](../figures/scheduler-cost.svg)\n"
+    return about + "\n" + _table(("submission", "scheduler", "CPU µs a task", "tasks a second"), rows) + figure
+
+
+def _failover(content: dict[str, Any]) -> str:
+    rows = []
+    for result in content["results"]:
+        size = (f"{result['tasks']:,}", str(result["workers"]))
+        stock = result["stock"]
+        rows.append((*size, _KINDS["stock"], _spread(stock["health_seconds"], 2), "", "", "", ""))
+        for kind in ("cold", "warm"):
+            taken = result[kind]
+            parts = (f"{taken[f'seconds_to_{part}']['median']:.3f}" for part in ("rule", "replay", "gather"))
+            seconds = (_spread(taken[name], 2) for name in ("ready_seconds", "result_seconds"))
+            rows.append((*size, _KINDS[kind], *seconds, *parts))
+    about = (
+        "\n## How long a failover takes\n\n"
+        "Seconds from SIGKILL until the scheduler serves (`/resilience/ready` is 200), and until a task that was "
+        "submitted right after the kill has its result at the client. *Warm* is a process that has everything "
+        "imported. A stock start is from the start of the process to `/health` 200, and gets none of the old work "
+        "back. The last three columns are what the scheduler says of itself.\n"
+    )
+    header = ("tasks", "workers", "", "serves after s", "new result after s", "rule s", "replay s", "gather s")
+    return about + "\n" + _table(header, rows) + "\n![Seconds to failover](../figures/failover-tasks.svg)\n"
+
+
+def _journal_bytes(content: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            f"{result['tasks']:,}",
+            f"{result['message_bytes_a_task']:,.0f}",
+            f"{result['journal_bytes_a_task']:,.0f}",
+            f"{result['journal_to_message_ratio']:.2f}",
+        )
+        for name, result in content["results"].items()
+    ]
+    about = (
+        "\n## How large the journal grows\n\n"
+        "*Message* is what a client sends to a stock scheduler as well; the journal keeps it as it came, and adds the "
+        "release of what was wanted. Finished tasks add nothing.\n"
+    )
+    return about + "\n" + _table(("graph", "tasks", "message B a task", "journal B a task", "ratio"), rows)
+
+
+def _commit_latency(content: dict[str, Any]) -> str:
+    rows = []
+    results = content["results"]
+    for rate, writer in results["writer"].items():
+        ack, disk = writer["milliseconds"], results["disk"][rate]["milliseconds"]
+        append = f"{writer['append_microseconds']:.0f}"
+        pace = "as fast as it goes" if rate == "burst" else f"{int(rate):,}"
+        rows.append((pace, append, *(f"{each[part]:.1f}" for part in ("p50", "p99") for each in (ack, disk))))
+    about = (
+        "\n## How long until a record is acked\n\n"
+        "Records of 1 kB through the group commit on a local disk; *disk* is one bare write with `fdatasync` of the "
+        "same bytes, in the same minute. One sync commits all that came since the last, so the latency of a burst is "
+        "that of its megabytes.\n"
+    )
+    header = ("records a second", "append µs", "ack p50 ms", "disk p50 ms", "ack p99 ms", "disk p99 ms")
+    trips = results["client"]
+    names = {"stock": "one task, stock", "ours": "one task, ours", "ack": "ack of its submission"}
+    trip_rows = [(names[side], *(f"{trips[side][part]:.1f}" for part in ("p50", "p99"))) for side in names]
+    told = "\nA client's round trips:\n\n" + _table(("from submission to", "p50 ms", "p99 ms"), trip_rows)
+    return about + "\n" + _table(header, rows) + told
+
+
+def _where(name: str, content: dict[str, Any]) -> Sequence[str]:
+    machine, versions = content["machine"], content["versions"]
+    about = f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['kernel']}"
+    shown = ", ".join(f"{each} {versions[each]}" for each in ("python", "distributed", "dask-resilience"))
+    return name, content["date"], about, str(machine["load_average"]), shown
+
+
+def _cost_figure(results: dict[str, Any]) -> str:
+    series = {
+        side: [_bar(result[side]["cpu_microseconds"]) for result in results.values()] for side in ("stock", "ours")
+    }
+    return bars("CPU time of the scheduler for a task", "µs", series, list(results))
+
+
+def _failover_figure(results: list[dict[str, Any]]) -> str:
+    chosen = [result for result in results if result["workers"] == _GOAL_WORKERS]
+    names = {"stock": "health_seconds", "cold": "ready_seconds", "warm": "ready_seconds"}
+    series = {_KINDS[kind]: [_bar(result[kind][name]) for result in chosen] for kind, name in names.items()}
+    return bars("Until the scheduler serves", "s", series, [f"{result['tasks']:,} tasks" for result in chosen])
+
+
+def _bar(found: dict[str, float]) -> Bar:
+    return found["median"], found["min"], found["max"]
+
+
+def _spread(found: dict[str, float], digits: int) -> str:
+    return f"{found['median']:,.{digits}f} ({found['min']:,.{digits}f} to {found['max']:,.{digits}f})"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
