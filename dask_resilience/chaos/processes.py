@@ -15,7 +15,7 @@ from dask_resilience.chaos.loopback import HOST, free_port, http_get
 from dask_resilience.chaos.owned_process import MemberError, OwnedProcess, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 __all__ = ["PRELOAD", "Cluster", "MemberError", "SchedulerProcess", "WorkerProcess", "free_port", "wait_until"]
@@ -26,6 +26,8 @@ PRELOAD = "dask_resilience.preload"
 #: The name of a worker on Dask's page of workers, in the cell beside its address.
 _WORKER_ROW = re.compile(r"/worker/[^<]*</a></td>\s*<td> (.*?) </td>")
 _START_ATTEMPTS = 5
+#: How long members that are asked to end may take.
+_GENTLE_SECONDS = 6.0
 _READY_PATIENCE_SECONDS = 60.0
 _MAX_RESTARTS = 50
 _WARM_IMPORTS = ("distributed.cli.dask_scheduler", "distributed.shuffle", "dask.dataframe", "dask.array", "dask.bag")
@@ -211,6 +213,8 @@ class Cluster:
         Of the scheduler; the store is None for stock Dask.
     scheduler, workers, standbys
         The processes.
+    gentle
+        Set it to have the members asked to end before they are killed at the end: for who measures them.
 
     Examples
     --------
@@ -234,6 +238,7 @@ class Cluster:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.resilient = resilient
+        self.gentle = False
         self.directory = directory or Path(tempfile.mkdtemp(prefix="dask-resilience-"))
         self.store = str(self.directory / "store") if resilient else None
         self.workers: list[WorkerProcess] = []
@@ -270,12 +275,21 @@ class Cluster:
     ) -> None:
         self.close()
 
+    def _ask_to_end(self, members: Sequence[OwnedProcess]) -> None:
+        """Give members the chance to end by themselves, the scheduler's clean end being that of its workers."""
+        for process in members:
+            process.send(signal.SIGCONT)
+            process.send(signal.SIGTERM)
+        wait_until(lambda: not any(process.alive for process in members), timeout_seconds=_GENTLE_SECONDS)
+
     def close(self) -> None:
         """Kill every process of the cluster and remove the directory if it is ours to remove."""
         with self._lock:
             self._closing = True
             members: list[OwnedProcess] = [*self.workers, *self.standbys]
             members += [process for process in (self._parked, getattr(self, "scheduler", None)) if process]
+        if self.gentle:
+            self._ask_to_end(members)
         for process in members:
             process.send(signal.SIGKILL)
         for process in members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 
 import pytest
@@ -11,6 +12,8 @@ from support import RunLog
 from dask_resilience import Client
 from dask_resilience.chaos.processes import PRELOAD, Cluster, SchedulerProcess, WorkerProcess, free_port
 
+#: A process that is killed leaves no coverage, so a measured cluster is asked to end.
+MEASURED = any(name.startswith("COVERAGE_PROCESS") for name in os.environ)
 #: Short graces, so that a test which loses a member for good does not wait for it as production would.
 QUICK = {
     "DASK_RESILIENCE__FAILOVER__GRACE": "6s",
@@ -43,9 +46,9 @@ def make_cluster(tmp_path):
             directory = tmp_path / f"cluster-{count}"
             directory.mkdir()
             kwargs.setdefault("resilient", True)
-            return stack.enter_context(
-                Cluster(directory=directory, environment={**QUICK, **(environment or {})}, **kwargs)
-            )
+            cluster = Cluster(directory=directory, environment={**QUICK, **(environment or {})}, **kwargs)
+            cluster.gentle = MEASURED
+            return stack.enter_context(cluster)
 
         yield make
 
@@ -55,9 +58,11 @@ def lasting_cluster(tmp_path_factory):
     """A cluster as below for a whole module: it and its journal grow old over the tests."""
     # Its schedulers are replaced in one test and serve in the next, so they do not count as left behind.
     lasting = {"RESILIENCE_TEST_RUN": uuid.uuid4().hex}
-    with Cluster(
+    cluster = Cluster(
         n_workers=2, resilient=True, directory=tmp_path_factory.mktemp("cluster"), environment={**QUICK, **lasting}
-    ) as cluster:
+    )
+    cluster.gentle = MEASURED
+    with cluster:
         yield cluster
 
 

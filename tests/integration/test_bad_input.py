@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
 
 import distributed
@@ -43,26 +46,37 @@ def journal(start, store):
     return store
 
 
+def in_own_mounts(test):
+    """Run a test in a mount namespace: what it mounts ends with its threads and processes, whatever kills them."""
+
+    def isolated(**fixtures):
+        # CLONE_NEWNS. It is a matter of the thread, and of those threads and processes that it starts.
+        if ctypes.CDLL(None, use_errno=True).unshare(0x00020000):
+            pytest.skip(f"this environment forbids mount namespaces: {os.strerror(ctypes.get_errno())}")
+        mount("--make-rprivate", "/")
+        test(**fixtures)
+
+    @needs_root
+    @wraps(test)
+    def run(**fixtures):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(isolated, **fixtures).result()
+
+    return run
+
+
 def mount(*arguments):
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"this environment forbids mounts: {done.stderr}")
 
 
-def unmount(path):
-    subprocess.run(["umount", "--lazy", path], check=True)
-
-
-@pytest.fixture
 def small_disk(tmp_path):
     """A file system of one megabyte."""
     path = tmp_path / "disk"
     path.mkdir()
     mount("-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", path)
-    try:
-        yield path
-    finally:
-        unmount(path)
+    return path
 
 
 def verified(store):
@@ -162,18 +176,16 @@ def test_a_store_that_cannot_be_reached(start, tmp_path):
     say(log, "store: cannot be opened:", "or point resilience.store at another folder")
 
 
-@needs_root
+@in_own_mounts
 def test_a_store_that_is_read_only(start, journal):
     before, report = contents(journal), verified(journal)
     mount("--bind", journal, journal)
-    try:
-        mount("-o", "remount,ro,bind", journal)
-        log = refused(start.scheduler(wait=False, store=str(journal)))
-        # Looking is possible without writing.
-        assert verified(journal) == report
-        looked = look(journal)
-    finally:
-        unmount(journal)
+    mount("-o", "remount,ro,bind", journal)
+    log = refused(start.scheduler(wait=False, store=str(journal)))
+    # Looking is possible without writing.
+    assert verified(journal) == report
+    looked = look(journal)
+    subprocess.run(["umount", "--lazy", journal], check=True)
     say(log, "cannot be written (denied). Give this user permission to write there")
     assert "sound" in looked
     assert contents(journal) == before
@@ -307,20 +319,21 @@ def test_a_damage_in_an_older_epoch(start, journal):
 # A full disk
 
 
-@needs_root
-def test_a_full_disk_stops_acks_until_there_is_space(start, small_disk, run_log):
+@in_own_mounts
+def test_a_full_disk_stops_acks_until_there_is_space(start, tmp_path, run_log):
     environment = {
         "DASK_RESILIENCE__JOURNAL__ON_FAILURE": "stop-acks",
         "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s",  # five in the end: ten heartbeats
     }
-    store = small_disk / "store"
+    disk = small_disk(tmp_path)
+    store = disk / "store"
     scheduler = start.scheduler(store=str(store), environment=environment)
     start.worker(scheduler, store=str(store))
     with Client(scheduler.address) as client:
         before = client.submit(run_log.task(), 0, pure=False)
         assert before.result(timeout=20) == 0
         until(lambda: not client._outbox)
-        fill(small_disk)
+        fill(disk)
         verified(store)
 
         pending = client.submit(run_log.task(), 1, b"x" * 100_000, pure=False)
@@ -334,7 +347,7 @@ def test_a_full_disk_stops_acks_until_there_is_space(start, small_disk, run_log)
         assert "failed to heartbeat" not in scheduler.log.read_text()
         say(scheduler.log.read_text(), "The journal cannot be written, so nothing is acked")
 
-        (small_disk / "ballast").unlink()
+        (disk / "ballast").unlink()
         until(lambda: not client._outbox, what="it is acked")
         assert pending.result(timeout=20) == 2
         assert "journal_error" not in scheduler.readiness()
@@ -352,17 +365,18 @@ def test_a_full_disk_stops_acks_until_there_is_space(start, small_disk, run_log)
     run_log.assert_each_once(range(2))
 
 
-@needs_root
-def test_a_full_disk_stops_the_scheduler_where_that_is_asked_for(start, small_disk, run_log):
+@in_own_mounts
+def test_a_full_disk_stops_the_scheduler_where_that_is_asked_for(start, tmp_path, run_log):
     environment = {"DASK_RESILIENCE__JOURNAL__ON_FAILURE": "stop-scheduler"}
-    store = small_disk / "store"
+    disk = small_disk(tmp_path)
+    store = disk / "store"
     scheduler = start.scheduler(store=str(store), environment=environment)
     worker = start.worker(scheduler, store=str(store))
     with Client(scheduler.address) as client:
         before = client.submit(run_log.task(), 0, pure=False)
         assert before.result(timeout=20) == 0
         until(lambda: not client._outbox)
-        fill(small_disk)
+        fill(disk)
         pending = client.submit(run_log.task(), 1, b"x" * 100_000, pure=False)
         say(refused(scheduler), "No space left on device", "Free some space or raise the quota", "This scheduler stops")
         verified(store)
@@ -370,7 +384,7 @@ def test_a_full_disk_stops_the_scheduler_where_that_is_asked_for(start, small_di
         again = start.scheduler(scheduler.port, store=str(store), environment=environment, wait=False)
         say(refused(again), "cannot be written (full). Free some space")
         verified(store)
-        (small_disk / "ballast").unlink()
+        (disk / "ballast").unlink()
         start.scheduler(scheduler.port, http_port=scheduler.http_port, store=str(store), environment=environment)
         assert client.gather([before, pending]) == [0, 2]
         validate(client)
