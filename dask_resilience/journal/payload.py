@@ -48,7 +48,7 @@ _RAW_ANNOTATIONS: Final = frozenset({"bytes", "bytes | None", "tuple[bytes, ...]
 class _Shape:
     """What is known about a record class before any record is seen."""
 
-    __slots__ = ("names", "raw_names", "required", "types", "types_by_name", "values")
+    __slots__ = ("names", "raw_indices", "raw_names", "required", "types", "types_by_name", "values")
 
     def __init__(self, cls: type[Record]) -> None:
         declared = fields(cls)  # type: ignore[arg-type]  # every class of the registry is a dataclass
@@ -57,6 +57,7 @@ class _Shape:
         self.types = tuple(_FIELD_TYPES[annotation] for annotation in annotations)
         self.types_by_name = dict(zip(self.names, self.types, strict=True))
         self.raw_names = frozenset(field.name for field in declared if field.type in _RAW_ANNOTATIONS)
+        self.raw_indices = tuple(index for index, name in enumerate(self.names) if name in self.raw_names)
         self.required = frozenset(field.name for field in declared if field.default is MISSING)
         self.values: Callable[[Record], tuple[Any, ...]] = _getter(self.names)
 
@@ -99,7 +100,7 @@ def to_payload(record: Record) -> list[bytes]:
     for value, types in zip(values, shape.types):  # noqa: B905  # strict costs time; equal by construction
         if not isinstance(value, types):
             raise TypeError(_complaint(shape, values))
-    if shape.raw_names:
+    if shape.raw_names and not _is_small(shape, values):
         return _packed_in_pieces(shape, values)
     return [msgpack.packb(dict(zip(shape.names, values)))]  # noqa: B905
 
@@ -143,6 +144,20 @@ def unpack_map(payload: bytes) -> dict[Any, Any]:
     if not isinstance(named, dict):
         raise ValueError(f"the payload is not a map but of type {type(named).__name__}")  # noqa: TRY004  # of data
     return named
+
+
+def _is_small(shape: _Shape, values: Sequence[Any]) -> bool:
+    """Whether a copy of all raw data is cheaper than to handle it apart: most graphs, submitted one by one."""
+    left = _COPIED_BYTES
+    for index in shape.raw_indices:
+        value = values[index]
+        for raw in value if type(value) is tuple else (value,):
+            # A memoryview has a length in items, and may have gaps.
+            if type(raw) is bytes:
+                left -= len(raw)
+            elif raw is not None:
+                return False
+    return left > 0
 
 
 def _packed_in_pieces(shape: _Shape, values: Sequence[Any]) -> list[bytes]:
