@@ -41,6 +41,7 @@ NAMES = frozenset(
         "recovery.after-clients",
         "recovery.after-plan",
         "recovery.before-serving",
+        "client.before-registration",
     }
 )
 

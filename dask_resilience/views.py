@@ -22,12 +22,15 @@ class TaskView:
         Whether it has a run spec; scattered data has none.
     erred
         Whether its failure was journalled.
+    retried_run
+        The last run whose failure was answered with a retry; a worker may still hold that failure.
     """
 
     dependencies: tuple[Key, ...] = ()
     wanted: bool = False
     computable: bool = True
     erred: bool = False
+    retried_run: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

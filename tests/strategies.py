@@ -52,7 +52,7 @@ by_class = {
     records.TaskErred: st.builds(records.TaskErred, key=keys, blame=keys, error=st.none() | raw),
     records.ErrorsCleared: st.builds(records.ErrorsCleared, keys=key_tuples),
     records.TasksSuspected: st.builds(records.TasksSuspected, counts=maps(counts)),
-    records.RetriesLeft: st.builds(records.RetriesLeft, counts=maps(counts)),
+    records.RetriesLeft: st.builds(records.RetriesLeft, counts=maps(counts), runs=maps(counts)),
     records.RestrictionsSet: st.builds(
         records.RestrictionsSet, workers=maps(st.lists(addresses, max_size=3).map(tuple))
     ),

@@ -108,6 +108,25 @@ class ResilientClient(distributed.Client):
             pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc
             self.scheduler = FollowingRPC(pool, ClientLink(self), self._serializers, self._deserializers)
         limit = parse_timedelta(timeout if timeout is not None else self._timeout, "s")
+        if self._ruler is not None:
+            await self._connect(limit)
+            return
+        # The first time nobody else tries again when the scheduler dies between its answer and our registration.
+        deadline = monotonic() + max(limit, self._patience_seconds if self._on_worker else 0.0)
+        while True:
+            try:
+                await self._connect(max(1.0, deadline - monotonic()))
+            except SchedulerGone:
+                raise
+            except OSError:
+                if self._compass.epoch == 0 or monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    async def _connect(self, limit: float) -> None:
+        """Find the ruling scheduler, hand over the picture, and begin the stream."""
         ruler = await self._find(limit)
         if self._ruler is not None and (not ruler.resilient or ruler.cluster != self._compass.cluster):
             raise SchedulerGone(f"another cluster answers at {ruler.address}")

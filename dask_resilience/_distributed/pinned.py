@@ -60,6 +60,7 @@ PINNED: Final[dict[str, str | None]] = {
     "distributed.scheduler:Scheduler.client_releases_keys": "self, keys, client, stimulus_id",
     "distributed.scheduler:Scheduler.client_send": "self, client, msg",
     "distributed.scheduler:Scheduler.handle_task_erred": "self, key, stimulus_id, **msg",
+    "distributed.scheduler:Scheduler.handle_worker": "self, comm, worker",
     "distributed.scheduler:Scheduler.new_task": "self, key, spec, state, computation",
     "distributed.scheduler:Scheduler.register_nanny_plugin": "self, comm, plugin, name, idempotent",
     "distributed.scheduler:Scheduler.register_scheduler_plugin": "self, plugin, name, *, idempotent",

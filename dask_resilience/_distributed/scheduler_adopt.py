@@ -20,7 +20,7 @@ from distributed.scheduler import Scheduler, TaskState, WorkerState
 from distributed.shuffle._core import ShuffleRunSpec, id_from_key
 
 from dask_resilience._distributed.inventory import Holdings
-from dask_resilience._distributed.scheduler_tap import error_record
+from dask_resilience._distributed.scheduler_tap import Tap, error_record
 from dask_resilience.failover.recovery import LatePlan, RecoveryPlan, plan_late, plan_recovery
 from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
@@ -41,17 +41,18 @@ _SHUFFLES_AN_EPOCH = 1 << 12
 _CLAIM_SECONDS = 30.0
 
 
-def view(scheduler: Any) -> dict[Key, TaskView]:
+def view(scheduler: Any, retried: Mapping[TaskState, int]) -> dict[Key, TaskView]:
     """Every task as the plan sees it."""
-    return {key: task_view(ts) for key, ts in scheduler.tasks.items()}
+    return {key: task_view(ts, bool(ts.who_wants), retried) for key, ts in scheduler.tasks.items()}
 
 
-def task_view(ts: TaskState) -> TaskView:
+def task_view(ts: TaskState, wanted: bool, retried: Mapping[TaskState, int]) -> TaskView:
     return TaskView(
         dependencies=tuple(dts.key for dts in ts.dependencies),
-        wanted=bool(ts.who_wants),
+        wanted=wanted,
         computable=ts.run_spec is not None,
         erred=ts.state == "erred",
+        retried_run=retried.get(ts, -1) if retried else -1,
     )
 
 
@@ -73,10 +74,10 @@ def in_flight_shuffles(scheduler: Any, holdings: Iterable[Holdings]) -> set[Key]
     return distrust
 
 
-def plan(scheduler: Any, holdings: Mapping[Address, Holdings]) -> RecoveryPlan:
+def plan(scheduler: Any, holdings: Mapping[Address, Holdings], retried: Mapping[TaskState, int]) -> RecoveryPlan:
     """The plan for everything that the returned workers hold."""
     return plan_recovery(
-        view(scheduler),
+        view(scheduler, retried),
         [held.view(address) for address, held in holdings.items()],
         distrust=in_flight_shuffles(scheduler, holdings.values()),
     )
@@ -125,15 +126,15 @@ class Adoption:
         What the returned workers hold.
     plan
         The decision.
-    record
+    tap
         Takes what the journal must hear of it.
     """
 
     def __init__(
-        self, scheduler: Scheduler, holdings: Mapping[Address, Holdings], plan: RecoveryPlan, record: Recorder
+        self, scheduler: Scheduler, holdings: Mapping[Address, Holdings], plan: RecoveryPlan, tap: Tap
     ) -> None:
         self.scheduler: Any = scheduler
-        self.record = record
+        self.tap = tap
         self.holdings = holdings
         self.plan = plan
         self._memory_of: dict[Address, list[Key]] = {}
@@ -151,7 +152,7 @@ class Adoption:
             adopt_memory(self.scheduler, ws, key, held)
         for key, run_id in self._running_of.get(ws.address, ()):
             adopt_running(self.scheduler, ws, key, run_id, held)
-        record_actors(ws, self.record)
+        record_actors(ws, self.tap.record)
         self.scheduler.check_idle_saturated(ws)
         let_go(self.scheduler, ws, self.plan.forget.get(ws.address, ()), held)
 
@@ -164,7 +165,7 @@ class Adoption:
             logger.error("Scattered data is lost with its workers: %s", sorted(map(str, lost)))
             scheduler.transitions(lost, stimulus_id)
         for key, (address, _) in self.plan.report_erred.items():
-            report_erred(scheduler, address, key, self.holdings[address], stimulus_id, self.record)
+            report_erred(scheduler, address, key, self.holdings[address], stimulus_id, self.tap)
         resume(scheduler, stimulus_id)
 
 
@@ -242,16 +243,14 @@ def _leave_queues(scheduler: Any, ts: TaskState) -> None:
     ts.waiting_on = None
 
 
-def report_erred(
-    scheduler: Any, address: Address, key: Key, held: Holdings, stimulus_id: str, record: Recorder
-) -> None:
+def report_erred(scheduler: Any, address: Address, key: Key, held: Holdings, stimulus_id: str, tap: Tap) -> None:
     """A failure whose message did not arrive: as `Scheduler.stimulus_task_erred` would treat it."""
     ts = scheduler.tasks.get(key)
     if ts is None or ts.state not in _UNASSIGNED:
         return
     if ts.retries:
         ts.retries -= 1
-        record(records.RetriesLeft(counts={key: ts.retries}))
+        tap.will_retry(ts, held.erred[key][0])
         free(scheduler, address, (key,))
         return
     _, exception, traceback, exception_text, traceback_text = held.erred[key]
@@ -293,7 +292,7 @@ def _free_unclaimed(scheduler: Any, ws: WorkerState, keys: list[Key]) -> None:
         free(scheduler, ws.address, [key for key in keys if key not in scheduler.tasks])
 
 
-def late(scheduler: Any, ws: WorkerState, held: Holdings, record: Recorder) -> None:
+def late(scheduler: Any, ws: WorkerState, held: Holdings, tap: Tap) -> None:
     """Take in a worker that comes while the scheduler serves. Called while it is being added, before any await."""
     tasks = scheduler.tasks
     keys = {*held.memory, *held.running, *held.erred} & tasks.keys()
@@ -301,21 +300,16 @@ def late(scheduler: Any, ws: WorkerState, held: Holdings, record: Recorder) -> N
     for key in keys & held.running.keys():
         looked_at.update(dts.key for dts in tasks[key].dependencies)
     views = {
-        key: TaskView(
-            dependencies=tuple(dts.key for dts in ts.dependencies),
-            wanted=bool(ts.who_wants or ts.waiters),
-            computable=ts.run_spec is not None,
-            erred=ts.state == "erred",
-        )
+        key: task_view(ts, bool(ts.who_wants or ts.waiters), tap.retried)
         for key, ts in ((key, tasks[key]) for key in looked_at)
     }
     # A shuffle that is under way belongs to a run that this worker left; one that is over needs nothing of it.
     distrust = in_flight_shuffles(scheduler, [held])
     decided = plan_late(views, {key: tasks[key].state for key in looked_at}, held.view(ws.address), distrust=distrust)
-    _enact_late(scheduler, ws, held, decided, record)
+    _enact_late(scheduler, ws, held, decided, tap)
 
 
-def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePlan, record: Recorder) -> None:
+def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePlan, tap: Tap) -> None:
     stimulus_id = f"resilience-late-{time()}"
     recommendations: dict[Key, str] = {}
     client_msgs: dict[str, list[Any]] = {}
@@ -348,7 +342,7 @@ def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePl
     scheduler._transitions(ready, client_msgs, worker_msgs, stimulus_id)
     scheduler.send_all(client_msgs, worker_msgs)
     for key in decided.report_erred:
-        report_erred(scheduler, ws.address, key, held, stimulus_id, record)
-    record_actors(ws, record)
+        report_erred(scheduler, ws.address, key, held, stimulus_id, tap)
+    record_actors(ws, tap.record)
     let_go(scheduler, ws, decided.forget, held)
     scheduler.check_idle_saturated(ws)

@@ -24,6 +24,7 @@ from dask_resilience._distributed.inventory import Holdings
 from dask_resilience._distributed.scheduler_adopt import Adoption
 from dask_resilience._distributed.scheduler_links import Handover, Links
 from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
 
@@ -133,6 +134,7 @@ class Members:
         for op, handler in list(s.handlers.items()):
             if op not in _OPEN_DURING_RECOVERY:
                 s.handlers[op] = self._gated(handler)
+        s.handle_worker = self._handle_worker(s.handle_worker)
         s.remove_client = self._remove_client
         s.stream_handlers["close-client"] = self._close_client
         s.stream_handlers["subscribe-topic"] = self._subscribe_topic(s.stream_handlers["subscribe-topic"])
@@ -205,6 +207,17 @@ class Members:
         return heartbeat
 
     # Workers
+
+    def _handle_worker(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """Read what a worker says only when all are in: until then nothing waits for the result that it tells of."""
+
+        @wraps(stock)
+        async def handle_worker(comm: Comm, worker: Address) -> None:
+            await self.serving.wait()
+            if worker in self.scheduler.stream_comms:
+                await stock(comm, worker)
+
+        return handle_worker
 
     def _register_worker(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
@@ -297,7 +310,7 @@ class Members:
             self._settled(address)
         elif (held := self._late.pop(address, None)) is not None:
             assert self.tap is not None
-            scheduler_adopt.late(self.scheduler, ws, held, self.tap.record)
+            scheduler_adopt.late(self.scheduler, ws, held, self.tap)
             if (handover := self._handovers.pop(address, None)) is not None:
                 handover.settle()
 
@@ -389,6 +402,7 @@ class Members:
         @wraps(stock)
         async def register_client(comm: Comm, client: str, versions: dict[str, Any]) -> Any:
             await self.open()
+            failpoint("client.before-registration")
             if comm.closed():
                 return Status.dont_reply
             self._returning[client] = self.scheduler.clients.get(client)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import dask.order
 from dask._expr import LLGExpr
@@ -51,6 +51,8 @@ class Replay:
         self.scheduler_plugins: dict[str, bytes] = {}
         #: Actors that came to be. A task that was forgotten and submitted again is another task with the same key.
         self.actors_made: WeakValueDictionary[Key, TaskState] = WeakValueDictionary()
+        #: The last run of each task whose failure was answered with a retry.
+        self.retried: WeakKeyDictionary[TaskState, int] = WeakKeyDictionary()
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
             records.EpochStarted: self._epoch_started,
             records.GraphSubmitted: self._graph_submitted,
@@ -247,6 +249,8 @@ class Replay:
             ts = self.scheduler.tasks.get(key)
             if ts is not None:
                 ts.retries = count
+                if key in record.runs:
+                    self.retried[ts] = record.runs[key]
 
     def _restrictions_set(self, record: records.RestrictionsSet) -> None:
         for key, workers in record.workers.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import wraps
 from time import time
 from typing import Any, Protocol
@@ -55,6 +55,8 @@ class Tap:
         How long releases may be gathered into one record.
     last_seq
         The last message of each client that the journal holds, from the replay.
+    retried
+        The last run of a task whose failure was answered with a retry, from the replay.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class Tap:
         pending_limit_bytes: int,
         commit_interval_seconds: float,
         last_seq: dict[str, int],
+        retried: MutableMapping[TaskState, int],
     ) -> None:
         self.scheduler: Any = scheduler
         self.log = log
         self.last_seq = last_seq
+        self.retried = retried
         self._pending_limit_bytes = pending_limit_bytes
         self._commit_interval_seconds = max(commit_interval_seconds, 0.001)
         self._acks: deque[tuple[int, str, int]] = deque()
@@ -398,9 +402,14 @@ class Tap:
             before = ts.retries if ts is not None else 0
             stock(key=key, stimulus_id=stimulus_id, **msg)
             if ts is not None and ts.retries != before:
-                self.record(records.RetriesLeft(counts={key: ts.retries}))
+                self.will_retry(ts, msg["run_id"])
 
         return handle_task_erred
+
+    def will_retry(self, ts: TaskState, run_id: int) -> None:
+        """The failure of a run was answered with a retry. Its worker may bring the same failure once more."""
+        self.retried[ts] = run_id
+        self.record(records.RetriesLeft(counts={ts.key: ts.retries}, runs={ts.key: run_id}))
 
     def suspected(self, tasks: Iterable[TaskState]) -> None:
         """Record how often `tasks` were on a worker that died."""

@@ -24,6 +24,7 @@ The first line that fits decides. Why this order:
 - A result beats a run, since it is there. A run beats a reported failure, since it may still succeed.
 - Of several runs the one with the highest run id lives, the newest decision of a scheduler; of equal run ids the one
   on the smallest address, so that the same facts give the same plan. The others are cancelled: a task runs once.
+- A failure that was answered with a retry is over: its run is not counted again.
 - A run is adopted only if every dependency is in memory on its own worker. That holds for each run that a worker
   started, unless the dependency is distrusted or erred; and a scheduler that had a task processing without its
   dependencies in memory would contradict itself.
@@ -170,7 +171,7 @@ def plan_recovery(
         elif trusted and key in running and (run := _adoptable(task, running[key], by_address, tasks, distrust)):
             adopt_running[key] = run
             stack.extend(task.dependencies)
-        elif trusted and key in failed:
+        elif trusted and key in failed and failed[key][0][1] > task.retried_run:
             report_erred[key] = failed[key][0]
         elif trusted and key in durable:
             load.append(key)
@@ -372,7 +373,11 @@ def plan_late(
     replicas = [key for key in inventory.memory if fate(key) is _Late.REPLICA]
     results = [key for key in inventory.memory if takes(key) or (key in needed and fate(key) is not _Late.REPLICA)]
     kept = {*replicas, *results, *running}
-    erred = {key: run_id for key, run_id in inventory.erred.items() if takes(key) and key not in kept}
+    erred = {
+        key: run_id
+        for key, run_id in inventory.erred.items()
+        if takes(key) and key not in kept and run_id > tasks.get(key, _UNKNOWN).retried_run
+    }
     kept.update(erred)
     held = dict.fromkeys((*inventory.memory, *inventory.running, *inventory.erred))
     return LatePlan(

@@ -58,7 +58,9 @@ class _Shape:
         self.types_by_name = dict(zip(self.names, self.types, strict=True))
         self.raw_names = frozenset(field.name for field in declared if field.type in _RAW_ANNOTATIONS)
         self.raw_indices = tuple(index for index, name in enumerate(self.names) if name in self.raw_names)
-        self.required = frozenset(field.name for field in declared if field.default is MISSING)
+        self.required = frozenset(
+            field.name for field in declared if field.default is MISSING and field.default_factory is MISSING
+        )
         self.values: Callable[[Record], tuple[Any, ...]] = _getter(self.names)
 
 

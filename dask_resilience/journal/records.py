@@ -8,7 +8,7 @@ journals that lack it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from dask_resilience.types import Address, Key
@@ -159,9 +159,10 @@ class TasksSuspected(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetriesLeft(Record):
-    """How often each task may still fail: absolute counts."""
+    """How often each task may still fail: absolute counts, and the run whose failure was counted last."""
 
     counts: Mapping[Key, int]
+    runs: Mapping[Key, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

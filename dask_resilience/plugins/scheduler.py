@@ -240,6 +240,7 @@ class SchedulerResilience(SchedulerPlugin):
             pending_limit_bytes=self.settings.journal.pending_limit_bytes,
             commit_interval_seconds=self.settings.journal.commit_interval_seconds,
             last_seq=self.replay.last_seq,
+            retried=self.replay.retried,
         )
         self.tap.record(
             records.EpochStarted(
@@ -342,9 +343,9 @@ class SchedulerResilience(SchedulerPlugin):
         scheduler_adopt.fence_run_ids(self.scheduler, self.epoch, holdings.values())
         self._let_go_of_finished(holdings.values())
         scheduler_adopt.err_lost_actors(self.scheduler, self.replay.actors_made, holdings.values(), self.tap.record)
-        plan = scheduler_adopt.plan(self.scheduler, holdings)
+        plan = scheduler_adopt.plan(self.scheduler, holdings, self.replay.retried)
         failpoint("recovery.after-plan")
-        adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan, self.tap.record)
+        adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan, self.tap)
         self.recovered |= {
             "workers_back": len(holdings),
             "clients_back": len(self.members.joining),

@@ -200,6 +200,20 @@ def test_a_failure_that_only_a_worker_knows_is_reported() -> None:
     assert plan_recovery(CHAIN, held) == RecoveryPlan(report_erred={"z": (B, 9)}, forget={A: ("y", "z")})
 
 
+def test_a_failure_that_was_answered_with_a_retry_is_not_reported_again() -> None:
+    tasks = {**CHAIN, "z": TaskView(dependencies=("y",), wanted=True, retried_run=7)}
+    held = [Inventory(worker=A, memory={"y": 8}, erred={"z": 7})]
+    assert plan_recovery(tasks, held) == RecoveryPlan(adopt_memory={"y": (A,)}, recompute=("z",), forget={A: ("z",)})
+    newer = [Inventory(worker=A, memory={"y": 8}, erred={"z": 7}), Inventory(worker=B, erred={"z": 8})]
+    assert plan_recovery(tasks, newer).report_erred == {"z": (B, 8)}
+
+
+def test_a_late_worker_brings_only_failures_that_nobody_has_answered() -> None:
+    held = Inventory(worker=A, erred={"k": 7})
+    for retried, expected in ((6, LatePlan(report_erred={"k": 7})), (7, LatePlan(forget=("k",)))):
+        assert plan_late({"k": TaskView(wanted=True, retried_run=retried)}, {"k": "waiting"}, held) == expected
+
+
 def test_a_journalled_failure_stays_whatever_workers_hold() -> None:
     tasks = {**CHAIN, "z": TaskView(dependencies=("y",), wanted=True, erred=True)}
     held = [Inventory(worker=A, memory={"z": 8}), Inventory(worker=B, erred={"z": 7})]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from distributed import worker_client
 from support import until, validate
 
 from dask_resilience import Client
@@ -37,7 +40,7 @@ TAKEOVER = [
 
 
 def test_every_failpoint_is_tried():
-    assert COMMIT.keys() | set(TAKEOVER) == NAMES
+    assert COMMIT.keys() | set(TAKEOVER) | {"client.before-registration"} == NAMES
 
 
 @pytest.mark.parametrize("name", COMMIT)
@@ -83,3 +86,24 @@ def test_killed_during_takeover(cluster, client, run_log, gate, name):
     assert client.gather([*finished, running, unacked]) == [*(2 * i for i in range(10)), 100, 120]
     validate(client)
     run_log.assert_each_once([*range(10), 50, 60])
+
+
+@pytest.mark.parametrize("where", ["program", "task"])
+def test_killed_while_a_client_registers_for_the_first_time(make_cluster, run_log, where):
+    def nested(x, run):
+        with worker_client() as client:
+            return client.submit(run, x).result()
+
+    # The second registration is that of the client inside the task.
+    nth = {"program": 1, "task": 2}[where]
+    cluster = make_cluster(n_workers=1, nanny=False, environment={VARIABLE: f"client.before-registration=kill@{nth}"})
+    cluster.environment.pop(VARIABLE)
+    with ThreadPoolExecutor(1) as replacing:
+        first = cluster.scheduler
+        replaced = replacing.submit(lambda: until(lambda: not first.alive) or cluster.restart_scheduler())
+        with Client(cluster.address) as client:
+            future = client.submit(nested, 1, run_log.task(), pure=False)
+            assert future.result(timeout=60) == 2
+            replaced.result(timeout=1)
+            validate(client)
+    run_log.assert_each_once([1])

@@ -319,3 +319,54 @@ def test_a_client_cancels_its_futures_when_its_patience_ends(cluster):
         with pytest.raises(CancelledError, match="No scheduler of this cluster came back within 2 s"):
             future.result()
         until(lambda: client.status == "closed")
+
+
+# Everyone is in before anyone is heard
+
+
+SLOW_ENTRY = """
+import logging, time
+
+def slow(record):
+    if "Starting worker compute stream" in record.getMessage():
+        time.sleep(0.5)  # as if the machine had something else to do right after the worker had its answer
+    return True
+
+logging.getLogger("distributed.scheduler").addFilter(slow)
+"""
+
+
+def test_a_result_that_arrives_before_all_workers_are_in_is_not_computed_again(start, tmp_path, run_log, gate):
+    store = str(tmp_path / "store")
+    scheduler = start.scheduler(store=store, environment=FOREVER)
+    workers = [start.worker(scheduler, store=store, nanny=False) for _ in range(3)]
+    with Client(scheduler.address) as client:
+        names = [f"worker-{number}" for number in (2, 3)]
+        leaves = [
+            client.submit(run_log.task(gate=gate), number, workers=name, pure=False)
+            for number, name in enumerate(names)
+        ]
+        total = client.submit(lambda *parts: sum(parts), *leaves, workers=names[1], pure=False)
+        # From here on nobody but `total` needs them.
+        del leaves
+        until(lambda: run_log.calls() == 2)
+        workers[2].pause()
+        scheduler.kill()
+        (tmp_path / "slow_entry.py").write_text(SLOW_ENTRY)
+        preloads = f'["{tmp_path / "slow_entry.py"}", "dask_resilience.preload"]'
+        second = start.scheduler(
+            scheduler.port,
+            http_port=scheduler.http_port,
+            store=store,
+            wait=False,
+            preload=None,
+            environment={**FOREVER, "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": preloads},
+        )
+        second.await_condition(
+            lambda: second.log.read_text().count("is back with") == 2, "both are back", timeout_seconds=30
+        )
+        gate.touch()
+        workers[2].cont()
+        assert total.result(timeout=30) == 2
+        validate(client)
+    run_log.assert_each_once(range(2))

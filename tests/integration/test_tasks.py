@@ -421,6 +421,39 @@ def test_used_up_retries_are_remembered(cluster, client, run_log, gate):
     assert len(ran(run_log)) == 4
 
 
+def test_a_failure_that_was_answered_with_a_retry_counts_once(make_cluster, run_log, gate):
+    cluster = make_cluster(n_workers=1, nanny=False)
+    with Client(cluster.address) as client:
+        future = client.submit(always_failing(run_log, {1: gate}), 1, pure=False, retries=2)
+        until(lambda: run_log.calls() == 1)
+
+        def deaf(deaf_until, dask_worker=None):
+            # What the scheduler says after the failure does not arrive, as on a link that breaks in that moment.
+            import os
+
+            for op in ("free-keys", "compute-task"):
+                stock = dask_worker.stream_handlers[op]
+                dask_worker.stream_handlers[op] = lambda stock=stock, **msg: (
+                    stock(**msg) if os.path.exists(deaf_until) else None  # noqa: PTH110
+                )
+
+        hears = gate.with_name("hears")
+        client.run(deaf, str(hears))
+        gate.touch()
+        key = future.key
+        left = lambda: client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks[key].retries)  # noqa: E731
+        until(lambda: left() == 1)
+        # A call is answered when the lease is sure; this one also when what was recorded is durable.
+        client.retry([])
+        cluster.kill_scheduler()
+        hears.touch()
+        cluster.restart_scheduler()
+        with pytest.raises(ValueError, match="run 3"):
+            future.result(timeout=30)
+        validate(client)
+    assert run_log.calls() == 3
+
+
 def test_retries_used_up_while_nobody_rules_are_remembered(cluster, client, run_log, tmp_path):
     gates = {number: tmp_path / f"gate-{number}" for number in (1, 2, 3)}
     future = client.submit(always_failing(run_log, gates), 1, pure=False, retries=2)
