@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {
-    # Properties run long and touch nothing shared, clusters are timed: only the first kind runs in parallel.
     "unit": ["-n", "2", "--dist", "loadfile"],
-    "integration": [],
+    # Clusters share nothing but the machine, and no test asks how fast it is; a file may keep one for all its tests.
+    "integration": ["-n", "2", "--dist", "loadfile"],
     "chaos": [],
 }
 NO_TESTS = 5

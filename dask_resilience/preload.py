@@ -1,5 +1,7 @@
 """The way in: ``dask scheduler --preload dask_resilience.preload``, and the same for ``dask worker``.
 
+With ``--preload-nanny dask_resilience.preload`` nannies outlive a scheduler that dies while they start, too.
+
 A plain function configured by `dask.config`, since only one preload may take command-line arguments and other
 packages' preloads do. Importing it registers the readiness route, because Dask reads its list of routes right after it
 imported the preloads; and it imports all that is needed, because an exception in `dask_setup` would only be logged.
@@ -34,7 +36,7 @@ except ResilienceError as refused:
     raise
 
 from dask_resilience.plugins.scheduler import setup_scheduler  # noqa: E402
-from dask_resilience.plugins.worker import setup_worker  # noqa: E402
+from dask_resilience.plugins.worker import setup_nanny, setup_worker  # noqa: E402
 
 _ROUTES = "dask_resilience.dashboards.routes"
 
@@ -58,5 +60,7 @@ async def dask_setup(server: Any) -> None:
             setup_worker(server)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would tell
             refuse_worker(server, error)
-    elif not isinstance(server, Nanny):
+    elif isinstance(server, Nanny):
+        setup_nanny(server)
+    else:
         logger.warning("dask_resilience.preload does nothing on a %s", type(server).__name__)

@@ -38,6 +38,8 @@ PINNED: Final[dict[str, str | None]] = {
     "distributed.core:ConnectionPool.reuse": "self, addr, comm",
     "distributed.core:PooledRPCCall.__init__": "self, addr, pool, serializers, deserializers",
     "distributed.core:send_recv": "comm, *, reply, serializers, deserializers, **kwargs",
+    "distributed.nanny:Nanny._unregister": "self, timeout",
+    "distributed.nanny:Nanny.start_unsafe": "self",
     "distributed.objects:SchedulerInfo": None,
     "distributed.scheduler:Scheduler._add_to_memory": "self, ts, ws, recommendations, client_msgs, type, typename",
     "distributed.scheduler:Scheduler._client_releases_keys": "self, keys, cs, recommendations",

@@ -170,6 +170,7 @@ class WorkerProcess(OwnedProcess):
         arguments += ["--nanny" if nanny else "--no-nanny", "--no-dashboard", "--dashboard-address", f"{HOST}:0"]
         arguments += ["--memory-limit", memory_limit, "--local-directory", str(log.parent / f"{name}-files")]
         arguments += ["--preload", preload] if preload else []
+        arguments += ["--preload-nanny", preload] if preload and nanny else []
         super().__init__(
             arguments,
             name=name,

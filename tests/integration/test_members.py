@@ -11,7 +11,7 @@ import pytest
 from support import fail_over, resilience_status, until, validate
 
 from dask_resilience import Client
-from dask_resilience.chaos.loopback import http_get
+from dask_resilience.chaos.loopback import free_port, http_get
 
 #: Longer than any test waits: whoever waits for it fails.
 FOREVER = {"DASK_RESILIENCE__FAILOVER__GRACE": "5m", "DASK_RESILIENCE__FAILOVER__CLIENT_GRACE": "5m"}
@@ -370,3 +370,32 @@ def test_a_result_that_arrives_before_all_workers_are_in_is_not_computed_again(s
         assert total.result(timeout=30) == 2
         validate(client)
     run_log.assert_each_once(range(2))
+
+
+# Nannies
+
+
+def test_a_nanny_goes_on_although_the_scheduler_dies_while_it_starts(start, tmp_path):
+    store = str(tmp_path / "store")
+    scheduler = start.scheduler(store=store)
+    worker = start.worker(scheduler, store=store, wait=False)
+    worker.await_condition(lambda: "Start Nanny at" in worker.log.read_text(), "introduced", timeout_seconds=30)
+    scheduler.kill()
+    second = start.scheduler(scheduler.port, http_port=scheduler.http_port, store=store)
+    worker.wait_ready(second)
+    with Client(second.address) as client:
+        until(lambda: "finds the next one" in worker.log.read_text())
+        [pid] = pids(client).values()
+        assert client.submit(os.getpid, pure=False).result(timeout=20) == pid
+        # It is a whole nanny: it starts a new worker when this one dies.
+        os.kill(pid, signal.SIGKILL)
+        assert client.submit(os.getpid, pure=False).result(timeout=30) != pid
+
+
+def test_a_nanny_waits_for_a_scheduler_that_is_not_there_yet(start, tmp_path):
+    store = str(tmp_path / "store")
+    port = free_port()
+    worker = start.worker(f"tcp://127.0.0.1:{port}", store=store, wait=False)
+    worker.await_condition(lambda: "Run preload setup" in worker.log.read_text(), "set up", timeout_seconds=30)
+    scheduler = start.scheduler(port, store=store)
+    worker.wait_ready(scheduler)

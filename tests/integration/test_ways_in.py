@@ -26,6 +26,7 @@ from dask_resilience._distributed.scheduler_members import PLAIN_CLIENT_NOTICE
 BY_CONFIG = {
     "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["dask_resilience.preload"]',
     "DASK_DISTRIBUTED__WORKER__PRELOAD": '["dask_resilience.preload"]',
+    "DASK_DISTRIBUTED__NANNY__PRELOAD": '["dask_resilience.preload"]',
 }
 
 
