@@ -1,130 +1,165 @@
-"""The barrier of one takeover, driven by real members: who is back, who is provably gone, when to open."""
+"""What happens between the replay of the journal and the first call that is served."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from time import monotonic
+from collections.abc import Callable
+from time import time
 from typing import Any
 
-from dask_resilience._distributed.rpc import is_refused
-from dask_resilience.failover.barrier import (
-    Barrier,
-    BarrierTerms,
-    Event,
-    KeepWaiting,
-    MemberExpected,
-    MemberKind,
-    MemberProvenGone,
-    MemberReturned,
-    Open,
-    TimePassed,
-)
-from dask_resilience.types import Address
+from distributed.scheduler import Scheduler
+
+from dask_resilience._distributed import scheduler_adopt
+from dask_resilience._distributed.scheduler_clients import Clients, Joining
+from dask_resilience._distributed.scheduler_replay import Replay
+from dask_resilience._distributed.scheduler_tap import Tap, record_of
+from dask_resilience._distributed.scheduler_workers import Workers
+from dask_resilience.failover.barrier import BarrierTerms
+from dask_resilience.failpoints import failpoint
+from dask_resilience.journal import records
+from dask_resilience.plugins.gathering import Gathering
 
 logger = logging.getLogger("distributed.resilience")
 
-#: How often missing workers are probed; a refused connection proves that the process is gone.
-_PROBE_SECONDS = 0.3
-#: No probe before this: a worker that is alive comes by itself, and usually sooner.
-_FIRST_PROBE_SECONDS = 0.15
 
-
-class Gathering:
-    """Waits for the members that the journal expects.
+class Recovery:
+    """Gathers the members of a scheduler that took over, plans once, and lets everyone in.
 
     Parameters
     ----------
+    scheduler
+        The scheduler, filled by the replay.
+    replay
+        What the journal said.
+    tap
+        Takes what the journal must hear of it.
+    workers, clients
+        The members, attached.
+    epoch
+        Number of the reign that begins.
     terms
-        The graces.
-    workers
-        Expected workers: address to (name, nanny).
-    clients
-        Expected clients: id to the worker with which it dies, if there is one.
-    connection_args
-        For probing workers.
+        How long to wait for whom.
+
+    Attributes
+    ----------
+    outcome : dict
+        What was adopted, for people; filled when all is enacted.
     """
 
     def __init__(
         self,
-        terms: BarrierTerms,
+        scheduler: Scheduler,
         *,
-        workers: Mapping[Address, tuple[Any, Address | None]],
-        clients: Mapping[str, Address | None],
-        connection_args: dict[str, Any],
+        replay: Replay,
+        tap: Tap,
+        workers: Workers,
+        clients: Clients,
+        epoch: int,
+        terms: BarrierTerms,
     ) -> None:
-        self._barrier = Barrier(terms)
-        self._workers = dict(workers)
-        self._clients = dict(clients)
-        self._connection_args = connection_args
-        self._changed = asyncio.Event()
-        self._opened: Open | None = None
-        self.waiting: KeepWaiting | None = None
-        for address in workers:
-            self._step(MemberExpected(kind=MemberKind.WORKER, member=address))
-        for client, worker in clients.items():
-            self._step(MemberExpected(kind=MemberKind.CLIENT, member=client))
-            if worker and worker not in workers:
-                self._step(MemberProvenGone(kind=MemberKind.CLIENT, member=client))
+        self._scheduler: Any = scheduler
+        self._replay = replay
+        self._tap = tap
+        self._workers = workers
+        self._clients = clients
+        self._epoch = epoch
+        self._gathering = Gathering(
+            terms,
+            workers=replay.workers,
+            clients={
+                client: replay.client_workers.get(client) for client, resilient in replay.clients.items() if resilient
+            },
+            connection_args=scheduler.connection_args,
+        )
+        self.outcome: dict[str, Any] = {}
 
-    def worker_returned(self, address: Address, *, nanny: Address | None = None, name: Any = None) -> None:
-        """A worker is back, or a new one came in the place of an old one."""
-        self._step(MemberReturned(kind=MemberKind.WORKER, member=address))
-        for other, (other_name, other_nanny) in self._workers.items():
-            replaced = (nanny and other_nanny == nanny) or (name is not None and other_name == name)
-            if other != address and replaced:
-                self._worker_gone(other)
+    def member_returned(self, member: str) -> None:
+        """A worker's address or a client's id is back."""
+        if member in self._workers.parked:
+            self._gathering.worker_returned(member, nanny=self._workers.nannies.get(member) or None)
+        else:
+            self._gathering.client_returned(member)
 
-    def _worker_gone(self, address: Address) -> None:
-        self._step(MemberProvenGone(kind=MemberKind.WORKER, member=address))
-        for client, worker in self._clients.items():
-            if worker == address:
-                self._step(MemberProvenGone(kind=MemberKind.CLIENT, member=client))
-
-    def client_returned(self, client: str) -> None:
-        """A client joined."""
-        self._step(MemberReturned(kind=MemberKind.CLIENT, member=client))
-
-    def _step(self, event: Event) -> None:
-        if self._opened is not None:
-            return
-        for action in self._barrier.step(event):
-            if isinstance(action, Open):
-                self._opened = action
-            else:
-                self.waiting = action
-        self._changed.set()
-
-    async def wait(self) -> Open:
-        """Return when the scheduler may open."""
-        self._step(TimePassed(now_seconds=monotonic()))
-        probing = asyncio.create_task(self._probe())
-        told = False
-        try:
-            while self._opened is None:
-                self._changed.clear()
-                left = 0.2 if self.waiting is None else max(0.01, self.waiting.until_seconds - monotonic())
-                try:
-                    await asyncio.wait_for(self._changed.wait(), min(left, 1.0))
-                except TimeoutError:
-                    if not told and self.waiting is not None:
-                        told = True
-                        logger.info("Waiting for workers %s and clients %s", self.waiting.workers, self.waiting.clients)
-                self._step(TimePassed(now_seconds=monotonic()))
-        finally:
-            probing.cancel()
-        return self._opened
-
-    async def _probe(self) -> None:
-        await asyncio.sleep(_FIRST_PROBE_SECONDS)
-        while True:
-            missing = self.waiting.workers if self.waiting is not None else ()
-            refused = await asyncio.gather(
-                *(is_refused(address, connection_args=self._connection_args) for address in missing)
+    async def run(self, serve: Callable[[], None]) -> None:
+        """Gather, plan and enact; then call `serve` in the turn of the event loop in which the last worker is in."""
+        begun = time()
+        for name, plugin in self._replay.scheduler_plugins.items():
+            try:
+                await Scheduler.register_scheduler_plugin(
+                    self._scheduler, plugin=plugin, name=name or None, idempotent=True
+                )
+            except Exception:
+                logger.exception("Scheduler plugin %s could not be started again", name)
+        opened = await self._gathering.wait()
+        if opened.given_up_workers or opened.given_up_clients:
+            logger.warning(
+                "Opening without workers %s and clients %s", opened.given_up_workers, opened.given_up_clients
             )
-            for address, gone in zip(missing, refused, strict=True):
-                if gone:
-                    logger.info("Worker %s is gone: its address refuses connections", address)
-                    self._worker_gone(address)
-            await asyncio.sleep(_PROBE_SECONDS)
+        failpoint("recovery.after-gather")
+        await self._hear_clients()
+        failpoint("recovery.after-clients")
+        self._enact(begun, serve)
+
+    async def _hear_clients(self) -> None:
+        """Apply what clients had sent and nobody acked, and let go of what nobody wants any more."""
+        heard: dict[str, Joining] = {}
+        # A client that joins, or joins again, while another one is heard is heard too.
+        while unheard := {c: joining for c, joining in self._clients.joining.items() if heard.get(c) is not joining}:
+            for client, joining in unheard.items():
+                for sent in joining.outbox:
+                    await asyncio.sleep(0)
+                    self._apply_unacked(client, dict(sent))
+                self._clients.restate(client, joining.wants)
+            heard |= unheard
+        for client in list(self._replay.clients):
+            if client not in heard:
+                self._clients.forget(client)
+
+    def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
+        seq = msg["seq"]
+        if self._tap.seen(client, seq):
+            self._tap.ack_again(client, seq)
+            return
+        record = record_of(client, msg)
+        self._tap.record(record, client=client, seq=seq)
+        self._replay.apply(record)
+        if msg.get("actors"):
+            self._tap.expect_actors()
+
+    def _enact(self, begun: float, serve: Callable[[], None]) -> None:
+        """In one turn of the event loop: plan, let the workers in, and serve."""
+        holdings = self._workers.returned()
+        for address in self._replay.workers:
+            if address not in holdings:
+                self._tap.record(records.WorkerLeft(address=address))
+        scheduler_adopt.fence_run_ids(self._scheduler, self._epoch, holdings.values())
+        self._let_go_of_finished(holdings.values())
+        scheduler_adopt.err_lost_actors(self._scheduler, self._replay.actors_made, holdings.values(), self._tap.record)
+        plan = scheduler_adopt.plan(self._scheduler, holdings, self._replay.retried)
+        failpoint("recovery.after-plan")
+        adoption = scheduler_adopt.Adoption(self._scheduler, holdings, plan, self._tap)
+        self.outcome = {
+            "workers_back": len(holdings),
+            "clients_back": len(self._clients.joining),
+            "tasks_adopted_in_memory": len(plan.adopt_memory),
+            "tasks_adopted_running": len(plan.adopt_running),
+            "tasks_to_recompute": len(plan.recompute),
+            "tasks_lost": len(plan.lost),
+        }
+
+        def enacted() -> None:
+            adoption.finish()
+            failpoint("recovery.before-serving")
+            self.outcome["seconds_to_gather"] = round(time() - begun, 4)
+            serve()
+
+        self._workers.let_in(adoption, enacted)
+
+    def _let_go_of_finished(self, holdings: Any) -> None:
+        """A task that was fired, forgotten and finished must not run again because its release was not yet durable."""
+        cs = self._scheduler.clients["fire-and-forget"]
+        finished = {key for held in holdings for key in held.finished}
+        done = [ts.key for ts in cs.wants_what if ts.key in finished and ts.who_wants == {cs} and not ts.dependents]
+        if done:
+            self._scheduler.client_releases_keys(keys=done, client="fire-and-forget")

@@ -20,18 +20,19 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import Scheduler
 
 from dask_resilience import __version__
-from dask_resilience._distributed import scheduler_adopt
 from dask_resilience._distributed.pinned import check_supported
 from dask_resilience._distributed.refusal import end_process, owns_process, refuse_scheduler
-from dask_resilience._distributed.scheduler_members import Members, listening_port
+from dask_resilience._distributed.scheduler_clients import Clients
+from dask_resilience._distributed.scheduler_gate import Gate, listening_port
 from dask_resilience._distributed.scheduler_replay import Replay
-from dask_resilience._distributed.scheduler_tap import Tap, record_of
+from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_workers import Workers
 from dask_resilience.errors import Fenced, NotRecovered, StoreError
 from dask_resilience.failover.barrier import BarrierTerms
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.plugins.collector import collecting_rarely
-from dask_resilience.plugins.recovery import Gathering
+from dask_resilience.plugins.recovery import Recovery
 from dask_resilience.settings import Settings, default_store
 from dask_resilience.storage import open_store
 from dask_resilience.storage.journal_reader import JournalReader
@@ -84,16 +85,18 @@ class SchedulerResilience(SchedulerPlugin):
         self.leadership: Leadership | None = None
         self.writer: JournalWriter | None = None
         self.replay = Replay(scheduler)
-        self.members = Members(scheduler, self, client_grace_seconds=settings.failover.client_grace_seconds)
+        self.gate = Gate(scheduler, self)
+        self.workers = Workers(scheduler, self.gate)
+        self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
-        self._gathering: Gathering | None = None
+        self._recovery: Recovery | None = None
         #: What lasts from the replay until this scheduler serves.
         self._rebuilding = contextlib.ExitStack()
         self._stopping = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._owns_process = owns_process()
 
-    # What members need to know
+    # The reign, as the seam sees it
 
     @property
     def ready(self) -> bool:
@@ -116,12 +119,8 @@ class SchedulerResilience(SchedulerPlugin):
 
     def member_returned(self, member: str) -> None:
         """A worker or client is back while we recover."""
-        if self._gathering is None:
-            return
-        if member in self.members.parked:
-            self._gathering.worker_returned(member, nanny=self.members.nannies.get(member) or None)
-        else:
-            self._gathering.client_returned(member)
+        if self._recovery is not None:
+            self._recovery.member_returned(member)
 
     def status(self) -> dict[str, Any]:
         """What the readiness route and the command line show."""
@@ -151,29 +150,28 @@ class SchedulerResilience(SchedulerPlugin):
             self.replay.apply(logged.record)
         failpoint("recovery.after-replay")
         self._begin_journal()
-        self._attach()
+        tap = self._attach()
         self.recovered = {
             "seconds_to_rule": round(ruled - started, 4),
             "seconds_to_replay": round(time() - ruled, 4),
             "graphs_replayed": self.replay.graphs,
             "tasks_replayed": len(self.scheduler.tasks),
         }
-        self._gathering = Gathering(
-            BarrierTerms(
+        self._recovery = Recovery(
+            self.scheduler,
+            replay=self.replay,
+            tap=tap,
+            workers=self.workers,
+            clients=self.clients,
+            epoch=self.epoch,
+            terms=BarrierTerms(
                 worker_grace_seconds=self.settings.failover.grace_seconds,
                 client_grace_seconds=self.settings.failover.client_grace_seconds,
             ),
-            workers=self.replay.workers,
-            clients={
-                client: self.replay.client_workers.get(client)
-                for client, resilient in self.replay.clients.items()
-                if resilient
-            },
-            connection_args=self.scheduler.connection_args,
         )
         self.phase = "gathering"
         await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
-        self._recovery = asyncio.create_task(self._recover(), name="resilience-recovery")
+        self._recovering = asyncio.create_task(self._recover(), name="resilience-recovery")
 
     @collecting_rarely()
     def _follow(self) -> None:
@@ -231,7 +229,7 @@ class SchedulerResilience(SchedulerPlugin):
             on_recovered=self._recovered_from_thread,
         )
 
-    def _attach(self) -> None:
+    def _attach(self) -> Tap:
         assert self.leadership is not None
         assert self.writer is not None
         self.tap = Tap(
@@ -257,9 +255,11 @@ class SchedulerResilience(SchedulerPlugin):
             )
         )
         self.tap.attach()
-        self.members.tap = self.tap
-        self.members.attach()
+        self.workers.attach(self.tap)
+        self.clients.attach(self.tap)
+        self.gate.attach()
         self.scheduler.add_plugin(self, name=self.name, idempotent=True)
+        return self.tap
 
     async def install(self) -> None:
         """Begin to keep a journal on a scheduler that serves already: nothing is replayed, nothing is interrupted."""
@@ -275,124 +275,47 @@ class SchedulerResilience(SchedulerPlugin):
         self._begin_journal()
         self._attach()
         for address in self.scheduler.workers:
-            self.members.worker_added(address)
+            self.workers.added(address)
         for client in self.scheduler.client_comms:
-            self.members.client_added(client)
+            self.clients.added(client)
         await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
-        self.members.serving.set()
+        self.gate.serving.set()
         self.phase = "serving"
 
     async def _recover(self) -> None:
+        assert self._recovery is not None
         try:
-            await self._recover_or_raise()
+            await self._recovery.run(self._serve)
         except Exception as error:
             logger.exception("Recovery failed; this scheduler does not serve an empty cluster instead")
             self.stop(NotRecovered(str(error)))
 
-    async def _recover_or_raise(self) -> None:
-        assert self._gathering is not None
-        begun = time()
-        for name, plugin in self.replay.scheduler_plugins.items():
-            try:
-                await Scheduler.register_scheduler_plugin(
-                    self.scheduler, plugin=plugin, name=name or None, idempotent=True
-                )
-            except Exception:
-                logger.exception("Scheduler plugin %s could not be started again", name)
-        opened = await self._gathering.wait()
-        if opened.given_up_workers or opened.given_up_clients:
-            logger.warning(
-                "Opening without workers %s and clients %s", opened.given_up_workers, opened.given_up_clients
-            )
-        failpoint("recovery.after-gather")
-        await self._hear_clients()
-        failpoint("recovery.after-clients")
-        self._enact(begun)
-
-    async def _hear_clients(self) -> None:
-        """Apply what clients had sent and nobody acked, and let go of what nobody wants any more."""
-        assert self.tap is not None
-        for client, joining in self.members.joining.items():
-            for sent in joining.outbox:
-                await asyncio.sleep(0)
-                self._apply_unacked(client, dict(sent))
-            self.members.restate(client, joining.wants)
-        for client in list(self.replay.clients):
-            if client not in self.members.joining:
-                self.members.forget_client(client)
-
-    def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
-        assert self.tap is not None
-        seq = msg["seq"]
-        if self.tap.seen(client, seq):
-            self.tap.ack_again(client, seq)
-            return
-        record = record_of(client, msg)
-        self.tap.record(record, client=client, seq=seq)
-        self.replay.apply(record)
-        if msg.get("actors"):
-            self.tap.expect_actors()
-
-    def _enact(self, begun: float) -> None:
-        """In one turn of the event loop: plan, let the workers in, and serve."""
-        assert self.tap is not None
-        holdings = self.members.returned()
-        for address in self.replay.workers:
-            if address not in holdings:
-                self.tap.record(records.WorkerLeft(address=address))
-        scheduler_adopt.fence_run_ids(self.scheduler, self.epoch, holdings.values())
-        self._let_go_of_finished(holdings.values())
-        scheduler_adopt.err_lost_actors(self.scheduler, self.replay.actors_made, holdings.values(), self.tap.record)
-        plan = scheduler_adopt.plan(self.scheduler, holdings, self.replay.retried)
-        failpoint("recovery.after-plan")
-        adoption = scheduler_adopt.Adoption(self.scheduler, holdings, plan, self.tap)
-        self.recovered |= {
-            "workers_back": len(holdings),
-            "clients_back": len(self.members.joining),
-            "tasks_adopted_in_memory": len(plan.adopt_memory),
-            "tasks_adopted_running": len(plan.adopt_running),
-            "tasks_to_recompute": len(plan.recompute),
-            "tasks_lost": len(plan.lost),
-        }
-
-        def serve() -> None:
-            adoption.finish()
-            failpoint("recovery.before-serving")
-            self.phase = "serving"
-            self.recovered["seconds_to_gather"] = round(time() - begun, 4)
-            self.members.serving.set()
-            for joining in self.members.joining.values():
-                if not joining.answer.done():
-                    joining.answer.set_result(None)
-            self._gathering = None
-            self._rebuilding.close()
-            self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
-            logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
-
-        self.members.let_in(adoption, serve)
-
-    def _let_go_of_finished(self, holdings: Any) -> None:
-        """A task that was fired, forgotten and finished must not run again because its release was not yet durable."""
-        cs = self.scheduler.clients["fire-and-forget"]
-        finished = {key for held in holdings for key in held.finished}
-        done = [ts.key for ts in cs.wants_what if ts.key in finished and ts.who_wants == {cs} and not ts.dependents]
-        if done:
-            self.scheduler.client_releases_keys(keys=done, client="fire-and-forget")
+    def _serve(self) -> None:
+        """Called in the turn of the event loop in which the last worker is in."""
+        assert self._recovery is not None
+        self.phase = "serving"
+        self.recovered |= self._recovery.outcome
+        self.gate.serving.set()
+        self.clients.answer_joining()
+        self._recovery = None
+        self._rebuilding.close()
+        self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
+        logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
 
     # The scheduler's hooks
 
     def add_worker(self, scheduler: Scheduler, worker: Address) -> None:
         """Adopt what a worker holds."""
         # Not a coroutine: the adoption must happen before the scheduler looks for work for this worker.
-        self.members.worker_added(worker)
+        self.workers.added(worker)
 
     def remove_worker(self, scheduler: Scheduler, worker: Address, *, stimulus_id: str, **kwargs: Any) -> None:
         """Record that a worker left."""
-        self.members.worker_removed(worker)
+        self.workers.removed(worker)
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
         """Give a client that came back what it wanted."""
-        self.members.client_added(client)
+        self.clients.added(client)
 
     async def before_close(self) -> None:
         """A clean end: the next start is empty."""

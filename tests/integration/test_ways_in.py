@@ -21,7 +21,7 @@ from support import resilience_status, until, validate
 
 import dask_resilience
 from dask_resilience import Client
-from dask_resilience._distributed.scheduler_members import PLAIN_CLIENT_NOTICE
+from dask_resilience._distributed.scheduler_clients import PLAIN_CLIENT_NOTICE
 
 BY_CONFIG = {
     "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["dask_resilience.preload"]',

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 from distributed import Scheduler
 
-from dask_resilience._distributed.scheduler_members import Members
+from dask_resilience._distributed.scheduler_clients import Clients
+from dask_resilience._distributed.scheduler_gate import Gate
 from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_workers import Workers
 
 
 class Reign:
@@ -68,10 +70,13 @@ class Seat:
             scheduler, self.log, pending_limit_bytes=1 << 20, commit_interval_seconds=0.001, last_seq={}, retried={}
         )
         self.tap.attach()
-        self.members = Members(scheduler, self.reign, client_grace_seconds=1)
-        self.members.tap = self.tap
-        self.members.attach()
-        self.members.serving.set()
+        self.gate = Gate(scheduler, self.reign)
+        self.workers = Workers(scheduler, self.gate)
+        self.clients = Clients(scheduler, self.gate, grace_seconds=1)
+        self.workers.attach(self.tap)
+        self.clients.attach(self.tap)
+        self.gate.attach()
+        self.gate.serving.set()
         scheduler.client_comms["c"] = self.stream
 
     def records(self, kind):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from dask_resilience.failover.barrier import BarrierTerms
-from dask_resilience.plugins.recovery import Gathering
+from dask_resilience.plugins.gathering import Gathering
 
 LONG = BarrierTerms(worker_grace_seconds=60, client_grace_seconds=60)
 

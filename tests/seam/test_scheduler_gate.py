@@ -29,13 +29,13 @@ def test_calls_wait_until_the_rule_is_sure(seat):
 def test_calls_wait_until_it_serves(seat):
     async def main():
         async with seat() as here:
-            here.members.serving.clear()
+            here.gate.serving.clear()
             call = asyncio.ensure_future(here.scheduler.handlers["who_has"](keys=[]))
             identity = here.scheduler.handlers["identity"]()
             assert identity["resilience"]["ready"] is False
             await turns()
             assert not call.done()
-            here.members.serving.set()
+            here.gate.serving.set()
             assert await asyncio.wait_for(call, 5) == {}
 
     asyncio.run(main())
