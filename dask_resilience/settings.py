@@ -119,11 +119,14 @@ class FailoverSettings:
         How long a new scheduler waits for workers that may be alive.
     client_grace_seconds
         How long a client that vanished keeps its keys.
+    link_grace_seconds
+        How long a worker whose link broke may take to come back before its tasks run elsewhere.
     """
 
     lease_ttl_seconds: float = _setting("failover.lease-ttl", _duration(0.5, 600.0))
     grace_seconds: float = _setting("failover.grace", _duration(0.1, 3600.0))
     client_grace_seconds: float = _setting("failover.client-grace", _duration(0.1, _DAY))
+    link_grace_seconds: float = _setting("failover.link-grace", _duration(0.0, 3600.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

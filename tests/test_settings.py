@@ -34,6 +34,7 @@ CHANGED = {
     "failover.lease-ttl": ("4.5s", 4.5),
     "failover.grace": ("1m", 60.0),
     "failover.client-grace": (30, 30.0),
+    "failover.link-grace": ("1s", 1.0),
     "worker.patience": ("1h", 3600.0),
     "client.patience": ("2h", 7200.0),
 }

@@ -27,9 +27,6 @@ from dask_resilience.types import Address, Key
 
 #: How the scheduler's stimuli begin that say: the link is broken, and nothing else is known.
 _LINK_BROKE = ("handle-worker-cleanup-", "worker-send-comm-fail-", "send-all-comm-fail-")
-#: How long a worker that is not provably gone may take to register again. It usually takes a few hundredths of a
-#: second; where hosts vanish without a word, this much is lost once.
-_GRACE_SECONDS = 3.0
 _PROBE_SECONDS = 0.1
 
 
@@ -40,10 +37,14 @@ class Links:
     ----------
     scheduler
         A live scheduler.
+    grace_seconds
+        How long a worker that is not provably gone may take to register again. It usually takes a few hundredths of a
+        second; where hosts vanish without a word, this much is lost once.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, *, grace_seconds: float) -> None:
         self.scheduler = scheduler
+        self.grace_seconds = grace_seconds
         #: Workers that register again by themselves.
         self.returning: set[Address] = set()
         self._awaited: dict[Address, Any] = {}
@@ -74,7 +75,7 @@ class Links:
     async def _comes_back(self, ws: Any) -> bool:
         s = self.scheduler
         s.handle_worker_status_change("paused", ws, f"resilience-link-broke-{time()}")
-        deadline = monotonic() + _GRACE_SECONDS
+        deadline = monotonic() + self.grace_seconds
         while monotonic() < deadline and s.status == Status.running:
             if await is_refused(ws.address, connection_args=s.connection_args):
                 break

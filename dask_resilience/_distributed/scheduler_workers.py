@@ -38,18 +38,20 @@ class Workers:
         A live scheduler; some of its handlers and bound attributes are replaced.
     gate
         Tells when it serves, and for whom.
+    link_grace_seconds
+        How long a worker whose link broke is waited for.
     """
 
     tap: Tap
 
-    def __init__(self, scheduler: Scheduler, gate: Gate) -> None:
+    def __init__(self, scheduler: Scheduler, gate: Gate, *, link_grace_seconds: float) -> None:
         self.scheduler: Any = scheduler
         self.gate = gate
         #: Workers that wait for the plan, and what they hold.
         self.parked: dict[Address, tuple[Comm, Holdings]] = {}
         self.nannies: dict[Address, Address] = {}
         self.adoption: Adoption | None = None
-        self.links = Links(scheduler)
+        self.links = Links(scheduler, grace_seconds=link_grace_seconds)
         self._planned = asyncio.Event()
         self._admitted: dict[Address, Comm] = {}
         self._unsettled: set[Address] = set()

@@ -263,9 +263,7 @@ def encode_footer(*, frames: int, nbytes: int, lsn: int, chain: int) -> bytes:
     return b"".join(buffers)
 
 
-def read_segment(
-    data: bytes, *, name: str, sealed: bool = False, until: int | None = None, after: Position | None = None
-) -> SegmentContents:
+def read_segment(data: bytes, *, name: str, until: int | None = None, after: Position | None = None) -> SegmentContents:
     """Read and check a segment, or what was appended to it.
 
     Parameters
@@ -274,8 +272,6 @@ def read_segment(
         The segment's bytes, from `after.offset` on where `after` is given.
     name
         Of the segment, for errors.
-    sealed
-        Whether the footer must be there, as where a store writes whole objects.
     until
         Length at which a later epoch sealed it. Bytes behind are ignored; what is before must be whole.
     after
@@ -292,8 +288,6 @@ def read_segment(
     contents, fault = scan_segment(data if until is None else data[: max(until - base, 0)], name=name, after=after)
     if fault:
         raise fault
-    if sealed and not contents.sealed:
-        raise JournalCorrupt(name, contents.end, contents.torn or "the segment ends without its footer")
     if until is not None and contents.end != until:
         problem = "is longer than the segment" if base + len(data) < until else "is not the end of a record"
         raise JournalCorrupt(name, contents.end, f"the sealed length of {until} bytes {problem}")

@@ -86,7 +86,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.writer: JournalWriter | None = None
         self.replay = Replay(scheduler)
         self.gate = Gate(scheduler, self)
-        self.workers = Workers(scheduler, self.gate)
+        self.workers = Workers(scheduler, self.gate, link_grace_seconds=settings.failover.link_grace_seconds)
         self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
         self._recovery: Recovery | None = None

@@ -114,7 +114,7 @@ def test_a_newer_header_is_refused_whatever_it_adds():
 
 def test_a_sealed_segment_is_read():
     data = sealed_segment()
-    contents = read_segment(data, name="log/a", sealed=True)
+    contents = read_segment(data, name="log/a")
     assert [frame.record for frame in contents.frames][1:] == list(RECORDS)
     assert [frame.lsn for frame in contents.frames] == [1, 2, 3, 4, 5]
     assert (contents.end, contents.sealed, contents.torn) == (len(data), True, None)

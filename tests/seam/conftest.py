@@ -71,7 +71,7 @@ class Seat:
         )
         self.tap.attach()
         self.gate = Gate(scheduler, self.reign)
-        self.workers = Workers(scheduler, self.gate)
+        self.workers = Workers(scheduler, self.gate, link_grace_seconds=1)
         self.clients = Clients(scheduler, self.gate, grace_seconds=1)
         self.workers.attach(self.tap)
         self.clients.attach(self.tap)
