@@ -153,9 +153,8 @@ def test_a_segment_cut_at_any_byte_ends_behind_its_last_whole_record():
         # A record that ends in zeros was whole only with its end mark.
         assert zeroed.end == contents.end
         assert zeroed.torn
-        for problem, arguments in [("log/a", {"sealed": True}), ("sealed length", {"until": len(data)})]:
-            with pytest.raises(JournalCorrupt, match=problem):
-                read_segment(data[:cut], name="log/a", **arguments)
+        with pytest.raises(JournalCorrupt, match="sealed length"):
+            read_segment(data[:cut], name="log/a", until=len(data))
 
 
 def test_bytes_behind_the_sealed_end_are_ignored():
