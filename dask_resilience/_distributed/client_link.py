@@ -23,6 +23,7 @@ import dask.config
 import distributed
 from dask.utils import parse_timedelta
 from distributed.batched import BatchedSend
+from distributed.client import futures_of
 from distributed.comm import CommClosedError, connect
 from distributed.core import PooledRPCCall
 from distributed.objects import SchedulerInfo
@@ -31,7 +32,7 @@ from distributed.versions import VersionMismatchWarning, get_versions
 
 from dask_resilience._distributed.leader import Compass, Ruler
 from dask_resilience._distributed.rpc import FollowingRPC, call_once
-from dask_resilience.errors import SchedulerGone
+from dask_resilience.errors import CallInterrupted, SchedulerGone
 from dask_resilience.settings import Settings
 from dask_resilience.storage.open_store import check_url
 
@@ -254,7 +255,12 @@ class ResilientClient(distributed.Client):
                 )
         for key in answer["pending"]:
             state = self.futures.get(key)
-            if state is not None and state.status in ("finished", "lost", "error"):
+            if state is not None and state.status in ("finished", "lost"):
+                state.reset()
+        for key in set(answer["known"]).difference(answer["erred"]):
+            # It was retried, although nobody may have said so.
+            state = self.futures.get(key)
+            if state is not None and state.status == "error":
                 state.reset()
         # Results and errors of the rest are reported as for any key that a client begins to want.
         self._send_to_scheduler_safe({"op": "client-desires-keys", "keys": answer["known"], "client": self.id})
@@ -324,6 +330,35 @@ class ResilientClient(distributed.Client):
                 if comm is not None:
                     logger.warning("A newer scheduler rules; leaving the one at %s", self._compass.address)
                     comm.abort()
+
+    # Retrying
+
+    async def _retry(self, futures: Any) -> None:
+        """As stock, but the answer neither undoes what the stream said meanwhile nor is forgotten in a failover."""
+        if self._ruler is None or not self._ruler.resilient:
+            await super()._retry(futures)
+            return
+        scheduler: Any = self.scheduler
+        keys = {future.key for future in futures_of(futures)}
+        while keys:
+            errors = {key: self.futures[key].exception for key in keys if key in self.futures}
+            epoch = self._compass.epoch
+            try:
+                retried = await scheduler.retry(keys=list(keys), client=self.id)
+                for key, error in errors.items():
+                    state = self.futures.get(key)
+                    # One that has failed once more has another exception.
+                    if key in retried and state is not None and state.status == "error" and state.exception is error:
+                        state.retry()
+                await scheduler.resilience_committed()
+                if self._compass.epoch == epoch:
+                    return
+            except CallInterrupted:
+                await self._joined.wait()
+                if self.status != "running":
+                    raise
+            # Whoever was asked is gone. What was not made durable still shows its error.
+            keys = {key for key in keys if key in self.futures and self.futures[key].status == "error"}
 
     # Sending
 

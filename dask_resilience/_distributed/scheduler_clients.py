@@ -133,14 +133,16 @@ class Clients:
             s.client_releases_keys(keys=dropped, client=client)
 
     def _compare(self, wants: list[Key]) -> dict[str, list[Key]]:
-        out: dict[str, list[Key]] = {"known": [], "pending": [], "unknown": []}
+        out: dict[str, list[Key]] = {"known": [], "pending": [], "erred": [], "unknown": []}
         for key in wants:
             ts = self.scheduler.tasks.get(key)
             if ts is None:
                 out["unknown"].append(key)
                 continue
             out["known"].append(key)
-            if ts.state not in ("memory", "erred"):
+            if ts.state == "erred":
+                out["erred"].append(key)
+            elif ts.state != "memory":
                 out["pending"].append(key)
         return out
 

@@ -103,7 +103,7 @@ class Tap:
         stream["update-data"] = s.update_data
         s.handlers["update_data"] = self._durable(s.update_data)
         s.handlers["scatter"] = self._durable(s.handlers["scatter"])
-        s.handlers["retry"] = self._durable(s.handlers["retry"])
+        s.handlers["resilience_committed"] = self.committed
         s.handlers["restart"] = self._restart(s.handlers["restart"])
         s.set_restrictions = self._set_restrictions(s.set_restrictions)
         s.handlers["set_restrictions"] = s.set_restrictions

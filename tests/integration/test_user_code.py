@@ -187,6 +187,52 @@ def test_a_task_that_fails_while_nobody_rules_fails_once(cluster, client, run_lo
     run_log.assert_each_once([1])
 
 
+def test_a_retry_that_ends_before_it_is_durable_is_not_awaited_for_ever(make_cluster, run_log, tmp_path):
+    slow = {"DASK_RESILIENCE__JOURNAL__COMMIT_INTERVAL": "700ms"}
+    cluster = make_cluster(n_workers=1, nanny=False, environment=slow)
+    cure = str(tmp_path / "cure")
+
+    def fragile(x):
+        if not os.path.exists(cure):  # noqa: PTH110
+            raise ValueError("ill")
+        return "well"
+
+    with Client(cluster.address) as client:
+        future = client.submit(fragile, 1, pure=False)
+        first = future.exception(timeout=20)
+        client.retry([future])
+        assert isinstance(future.exception(timeout=20), ValueError)
+        assert future.exception() is not first
+        (tmp_path / "cure").touch()
+        client.retry([future])
+        assert future.result(timeout=20) == "well"
+        client.retry([])
+
+
+def test_a_retry_that_was_answered_is_not_lost(make_cluster, run_log, tmp_path, gate):
+    cluster = make_cluster(n_workers=1, nanny=False)
+    cure = str(tmp_path / "cure")
+    run = run_log.task(gate=gate)
+
+    def fragile(x):
+        if not os.path.exists(cure):  # noqa: PTH110
+            raise ValueError("ill")
+        run(x)
+        return "well"
+
+    with Client(cluster.address) as client:
+        future = client.submit(fragile, 1, pure=False)
+        assert isinstance(future.exception(timeout=20), ValueError)
+        (tmp_path / "cure").touch()
+        client.retry([future])
+        cluster.workers[0].kill()
+        fail_over(cluster)
+        cluster.add_worker()
+        gate.touch()
+        assert future.result(timeout=30) == "well"
+        validate(client)
+
+
 def test_a_failed_task_is_retried_after_the_failover_and_once_more_after_another(cluster, client, run_log, tmp_path):
     run = run_log.task()
     cure = str(tmp_path / "cure")

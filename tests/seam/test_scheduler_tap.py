@@ -74,7 +74,7 @@ def test_nothing_is_acked_before_it_is_durable(seat):
 
 
 CALLS = {
-    "retry": {"keys": [], "client": "c"},
+    "resilience_committed": {},
     "update_data": {"who_has": {}, "nbytes": {}, "client": "c"},
 }
 
