@@ -551,7 +551,9 @@ def test_a_task_scatters_while_nobody_rules(cluster, client, run_log, gate, dire
 
 def test_what_is_left_of_a_worker_that_died_meanwhile(make_cluster, run_log, gate):
     """Copies and failures live, results are computed again, and scattered data is named as lost."""
-    cluster = make_cluster(n_workers=2)
+    # Dask's memory manager would remove the copy in a while.
+    keep_copies = {"DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START": "False"}
+    cluster = make_cluster(n_workers=2, environment=keep_copies)
     with Client(cluster.address) as client:
         addresses = {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
         dying = addresses["worker-1"]
