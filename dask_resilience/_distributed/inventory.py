@@ -29,7 +29,7 @@ class Holdings:
     Parameters
     ----------
     memory
-        Key to (size in bytes, type name).
+        Key to (size in bytes, type name, run id; -1 for what was fetched or scattered).
     running
         Key to run id.
     long_running
@@ -48,7 +48,7 @@ class Holdings:
         The scheduler that this worker served before; an empty name if none.
     """
 
-    memory: Mapping[Key, tuple[int, str]] = field(default_factory=dict)
+    memory: Mapping[Key, tuple[int, str, int]] = field(default_factory=dict)
     running: Mapping[Key, int] = field(default_factory=dict)
     long_running: frozenset[Key] = frozenset()
     erred: Mapping[Key, tuple[int, Any, Any, str, str]] = field(default_factory=dict)
@@ -59,14 +59,29 @@ class Holdings:
     cluster: str = ""
     epoch: int = 0
 
-    def view(self, worker: str) -> Inventory:
-        """The part that the recovery plan looks at."""
-        return Inventory(
-            worker=worker,
-            memory={key: nbytes for key, (nbytes, _) in self.memory.items()},
-            running=self.running,
-            erred={key: error[0] for key, error in self.erred.items()},
-        )
+    def view(self, worker: str, first_runs: Mapping[Key, int]) -> Inventory:
+        """The part that the recovery plan looks at.
+
+        Parameters
+        ----------
+        worker
+            Address of the worker.
+        first_runs
+            The first run that counts of each key that had another meaning before.
+        """
+        memory = {key: nbytes for key, (nbytes, _, _) in self.memory.items()}
+        running = dict(self.running)
+        erred = {key: error[0] for key, error in self.erred.items()}
+        stale = set()
+        for key, first in first_runs.items():
+            if key in memory and self.memory[key][2] < first:
+                stale.add(key)
+                del memory[key]
+            for runs in (running, erred):
+                if runs.get(key, first) < first:
+                    stale.add(key)
+                    del runs[key]
+        return Inventory(worker=worker, memory=memory, running=running, erred=erred, stale=frozenset(stale))
 
     def pack(self) -> bytes:
         return dumps({name: getattr(self, name) for name in self.__slots__})
@@ -95,13 +110,13 @@ def take(
     if back:
         worker.handle_stimulus(FreeKeysEvent(keys=back, stimulus_id="resilience-give-back"))
 
-    memory: dict[Key, tuple[int, str]] = {}
+    memory: dict[Key, tuple[int, str, int]] = {}
     running: dict[Key, int] = {}
     long_running: set[Key] = set()
     erred: dict[Key, tuple[int, Any, Any, str, str]] = {}
     for key, ts in state.tasks.items():
         if ts.state == "memory":
-            memory[key] = (ts.get_nbytes(), typename(ts.type) if ts.type is not None else "")
+            memory[key] = (ts.get_nbytes(), typename(ts.type) if ts.type is not None else "", ts.run_id)
         elif ts.state in _RUNNING:
             running[key] = ts.run_id
             if ts.state == "long-running":

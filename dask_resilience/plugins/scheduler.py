@@ -239,6 +239,7 @@ class SchedulerResilience(SchedulerPlugin):
             commit_interval_seconds=self.settings.journal.commit_interval_seconds,
             last_seq=self.replay.last_seq,
             retried=self.replay.retried,
+            first_runs=self.replay.first_runs,
         )
         self.tap.record(
             records.EpochStarted(
@@ -326,6 +327,7 @@ class SchedulerResilience(SchedulerPlugin):
         if self.tap is not None and self.writer is not None:
             self.tap.record(records.ClusterClosed(reason="closed"))
             self.tap.detach()
+            await self.clients.say_goodbye()
         await self.let_go()
 
     async def let_go(self) -> None:
