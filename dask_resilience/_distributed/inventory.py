@@ -42,6 +42,8 @@ class Holdings:
         Keys that lately came as data, not as results.
     finished
         The last tasks that this worker completed: key to run id.
+    failed
+        The last failures on this worker: key to run ids.
     shuffle_run
         The highest run id of a P2P shuffle that this worker has seen.
     cluster, epoch
@@ -55,6 +57,7 @@ class Holdings:
     actors: frozenset[Key] = frozenset()
     scattered: frozenset[Key] = frozenset()
     finished: Mapping[Key, int] = field(default_factory=dict)
+    failed: Mapping[Key, tuple[int, ...]] = field(default_factory=dict)
     shuffle_run: int = 0
     cluster: str = ""
     epoch: int = 0
@@ -96,6 +99,7 @@ def take(
     worker: Worker,
     *,
     finished: Mapping[Key, int],
+    failed: Mapping[Key, tuple[int, ...]],
     scattered: Iterable[Key],
     shuffle_run: int,
     cluster: str,
@@ -131,6 +135,7 @@ def take(
         actors=frozenset(state.actors) & memory.keys(),
         scattered=frozenset(scattered) & memory.keys(),
         finished=dict(finished),
+        failed=dict(failed),
         shuffle_run=shuffle_run,
         cluster=cluster,
         epoch=epoch,

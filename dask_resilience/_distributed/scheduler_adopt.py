@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from time import time
 from typing import Any, TypeAlias
@@ -100,6 +100,30 @@ def fence_shuffles(epoch: int, holdings: Iterable[Holdings]) -> None:
     counter = next(f for f in fields(ShuffleRunSpec) if f.name == "run_id").default_factory.args[0]  # type: ignore[union-attr]
     while next(counter) < shuffle_floor:
         pass
+
+
+def count_failures(scheduler: Any, holdings: Collection[Holdings], tap: Tap) -> None:
+    """Use up the retries of failures that were answered, although the journal does not say so yet."""
+    failed: dict[Key, set[int]] = {}
+    open_ends: dict[Key, int] = {}
+    goes_on: set[Key] = set()
+    for held in holdings:
+        goes_on.update(held.running, held.memory)
+        for key, runs in held.failed.items():
+            failed.setdefault(key, set()).update(runs)
+        for key, error in held.erred.items():
+            open_ends[key] = max(error[0], open_ends.get(key, -1))
+    for key, runs in failed.items():
+        ts = scheduler.tasks.get(key)
+        if ts is None or not ts.retries:
+            continue
+        counted = max(tap.retried.get(ts, -1), tap.first_runs.get(ts, 0) - 1)
+        # The last failure of a task that goes on nowhere is about to be reported, and counts then.
+        limit = float("inf") if key in goes_on else open_ends.get(key, float("inf"))
+        answered = [run_id for run_id in runs if counted < run_id < limit]
+        if answered:
+            ts.retries = max(0, ts.retries - len(answered))
+            tap.will_retry(ts, max(answered))
 
 
 def err_lost_actors(

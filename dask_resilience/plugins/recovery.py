@@ -138,6 +138,7 @@ class Recovery:
                 self._tap.record(records.WorkerLeft(address=address))
         scheduler_adopt.fence_shuffles(self._epoch, holdings.values())
         self._let_go_of_finished(holdings.values())
+        scheduler_adopt.count_failures(self._scheduler, holdings.values(), self._tap)
         scheduler_adopt.err_lost_actors(self._scheduler, self._replay.actors_made, holdings.values(), self._tap.record)
         plan = scheduler_adopt.plan(self._scheduler, holdings, self._tap)
         failpoint("recovery.after-plan")

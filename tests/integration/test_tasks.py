@@ -411,14 +411,20 @@ def always_failing(run_log, gates):
     return fail
 
 
-def test_used_up_retries_are_remembered(cluster, client, run_log, gate):
-    future = client.submit(always_failing(run_log, {3: gate}), 1, pure=False, retries=3)
-    until(lambda: len(ran(run_log)) == 3)
-    fail_over(cluster, client)
-    gate.touch()
-    with pytest.raises(ValueError, match="run 4"):
-        future.result(timeout=30)
-    assert len(ran(run_log)) == 4
+@pytest.mark.parametrize("commit", ["1ms", "1s"], ids=["in the journal", "by the workers"])
+def test_used_up_retries_are_remembered(make_cluster, run_log, gate, commit):
+    cluster = make_cluster(n_workers=2, environment={"DASK_RESILIENCE__JOURNAL__COMMIT_INTERVAL": commit})
+    with Client(cluster.address) as client:
+        future = client.submit(always_failing(run_log, {3: gate}), 1, pure=False, retries=3)
+        until(lambda: len(ran(run_log)) == 3)
+        if commit == "1ms":
+            # A call that is answered when all that was recorded is durable.
+            client.scatter(0)
+        fail_over(cluster, client)
+        gate.touch()
+        with pytest.raises(ValueError, match="run 4"):
+            future.result(timeout=30)
+        assert len(ran(run_log)) == 4
 
 
 def test_a_failure_that_was_answered_with_a_retry_counts_once(make_cluster, run_log, gate):
