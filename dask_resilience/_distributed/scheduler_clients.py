@@ -178,7 +178,7 @@ class Clients:
         if old is not None and client in self.resilient:
             self.scheduler.clients[client].wants_what.update(old.wants_what)
         worker = self.resilient.get(client)
-        self.tap.record(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
+        self.tap.record_at_once(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
         # The stream is there as soon as stock has returned to the event loop.
         asyncio.get_running_loop().call_soon(self.tap.send_ack, client)
 

@@ -39,6 +39,9 @@ class Log(Protocol):
     def append(self, record: records.Record) -> int:
         """Queue `record`; its LSN is durable some time later."""
 
+    def hurry(self) -> None:
+        """Make it durable without gathering more."""
+
 
 class Tap:
     """Hangs between a scheduler and the messages that reach it.
@@ -160,6 +163,11 @@ class Tap:
             self._acks.append((lsn, client, seq))
         return lsn
 
+    def record_at_once(self, record: records.Record) -> None:
+        """Append what a successor should know although this scheduler may die in the next moment."""
+        self.record(record)
+        self.log.hurry()
+
     def ack_again(self, client: str, seq: int) -> None:
         """A message came twice: its ack may have been lost."""
         self._acks.append((self._last_lsn, client, seq))
@@ -198,6 +206,7 @@ class Tap:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((self._last_lsn, waiter))
+        self.log.hurry()
         await waiter
 
     async def room(self) -> None:

@@ -415,6 +415,7 @@ def always_failing(run_log, gates):
 def test_used_up_retries_are_remembered(make_cluster, run_log, gate, commit):
     cluster = make_cluster(n_workers=2, environment={"DASK_RESILIENCE__JOURNAL__COMMIT_INTERVAL": commit})
     with Client(cluster.address) as client:
+        client.scatter(0)  # answered when all that was recorded is durable: who is here, for instance
         future = client.submit(always_failing(run_log, {3: gate}), 1, pure=False, retries=3)
         until(lambda: len(ran(run_log)) == 3)
         if commit == "1ms":

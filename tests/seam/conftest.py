@@ -40,6 +40,9 @@ class Log:
         self.records.append(record)
         return len(self.records)
 
+    def hurry(self):
+        """It is as quick as it is."""
+
 
 class Stream:
     """What a scheduler says to a client."""
