@@ -109,8 +109,8 @@ def count_failures(scheduler: Any, holdings: Collection[Holdings], tap: Tap) -> 
     goes_on: set[Key] = set()
     for held in holdings:
         goes_on.update(held.running, held.memory)
-        for key, runs in held.failed.items():
-            failed.setdefault(key, set()).update(runs)
+        for key, run_ids in held.failed.items():
+            failed.setdefault(key, set()).update(run_ids)
         for key, error in held.erred.items():
             open_ends[key] = max(error[0], open_ends.get(key, -1))
     for key, runs in failed.items():
