@@ -13,7 +13,9 @@ from dask_resilience.errors import CallInterrupted
 
 #: Calls that run user code or change the cluster in a way that a second run would change again. When the connection
 #: breaks after they were sent, nobody knows whether they ran: the caller is told instead of guessing.
-NOT_REPEATABLE = frozenset({"run_function", "broadcast", "proxy", "restart", "restart_workers", "retry"})
+NOT_REPEATABLE = frozenset(
+    {"run_function", "broadcast", "proxy", "restart", "restart_workers", "retry", "publish_put", "publish_delete"}
+)
 
 
 #: Calls that end whoever is asked: the link that breaks is the answer.

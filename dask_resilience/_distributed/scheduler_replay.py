@@ -51,6 +51,8 @@ class Replay:
         self.scheduler_plugins: dict[str, bytes] = {}
         #: Actors that came to be. A task that was forgotten and submitted again is another task with the same key.
         self.actors_made: WeakValueDictionary[Key, TaskState] = WeakValueDictionary()
+        #: What is shared by name: (kind, name) to its value, the last to change last.
+        self.shared: dict[tuple[str, Key], bytes] = {}
         #: The first run that counts of each task whose key had another meaning before.
         self.first_runs: WeakKeyDictionary[TaskState, int] = WeakKeyDictionary()
         #: Graphs that could not be unpickled, by stimulus, and what their keys were told.
@@ -70,6 +72,7 @@ class Replay:
             records.RetriesLeft: self._retries_left,
             records.RestrictionsSet: self._restrictions_set,
             records.ActorsMade: self._actors_made,
+            records.SharedChanged: self._shared_changed,
             records.ClientJoined: self._client_joined,
             records.ClientLeft: self._client_left,
             records.WorkerJoined: self._worker_joined,
@@ -123,6 +126,8 @@ class Replay:
         self.client_workers.clear()
         self.scheduler_plugins.clear()
         self.actors_made.clear()
+        self.shared.clear()
+        scheduler.task_metadata.clear()
         self.closed = True
 
     # Graphs and what is wanted
@@ -294,6 +299,16 @@ class Replay:
             ts = self.scheduler.tasks.get(key)
             if ts is not None:
                 self.actors_made[key] = ts
+
+    def _shared_changed(self, record: records.SharedChanged) -> None:
+        if record.kind == "metadata":
+            # At its place: it goes with the task that it belongs to.
+            if record.value is not None and isinstance(record.name, tuple):
+                self.scheduler.set_metadata(list(record.name), loads(record.value)[0])
+            return
+        self.shared.pop((record.kind, record.name), None)
+        if record.value is not None:
+            self.shared[record.kind, record.name] = record.value
 
     # Members and plugins
 

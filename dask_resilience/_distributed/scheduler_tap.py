@@ -108,8 +108,8 @@ class Tap:
         s._client_releases_keys = self._released_by_completion(s._client_releases_keys)
         s.update_data = self._update_data(s.update_data)
         stream["update-data"] = s.update_data
-        s.handlers["update_data"] = self._durable(s.update_data)
-        s.handlers["scatter"] = self._durable(s.handlers["scatter"])
+        s.handlers["update_data"] = self.durable_call(s.update_data)
+        s.handlers["scatter"] = self.durable_call(s.handlers["scatter"])
         s.handlers["resilience_committed"] = self.committed
         s.handlers["restart"] = self._restart(s.handlers["restart"])
         s.set_restrictions = self._set_restrictions(s.set_restrictions)
@@ -355,7 +355,7 @@ class Tap:
 
         return update_data
 
-    def _durable(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def durable_call(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         """Answer only when what the call recorded is durable."""
 
         @wraps(stock)

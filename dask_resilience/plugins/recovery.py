@@ -37,6 +37,8 @@ class Recovery:
         Takes what the journal must hear of it.
     workers, clients
         The members, attached.
+    owners
+        Whoever holds keys and is no client: variables and published datasets.
     epoch
         Number of the reign that begins.
     terms
@@ -56,6 +58,7 @@ class Recovery:
         tap: Tap,
         workers: Workers,
         clients: Clients,
+        owners: frozenset[str],
         epoch: int,
         terms: BarrierTerms,
     ) -> None:
@@ -64,6 +67,7 @@ class Recovery:
         self._tap = tap
         self._workers = workers
         self._clients = clients
+        self._owners = owners
         self._epoch = epoch
         self._gathering = Gathering(
             terms,
@@ -115,8 +119,9 @@ class Recovery:
                     self._apply_unacked(client, dict(sent))
                 self._clients.restate(client, joining.wants)
             heard |= unheard
-        # Owners such as variables and published datasets begin empty, so nobody would ever let go for them.
-        for client in {*self._replay.clients, *self._scheduler.clients} - {*heard, "fire-and-forget"}:
+        # Owners that did not come back, such as queues, would never let go.
+        known = {*self._replay.clients, *self._scheduler.clients}
+        for client in known - {*heard, *self._owners, "fire-and-forget"}:
             self._clients.forget(client)
 
     def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:

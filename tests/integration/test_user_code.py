@@ -553,16 +553,6 @@ def test_subscriptions_go_on(cluster, client):
     until(lambda: client.log_event("mine", 2) or 2 in heard)
 
 
-def test_what_a_published_dataset_held_is_let_go_with_it(cluster, client):
-    future = client.submit(lambda: 1, key="published")
-    client.publish_dataset(mine=future)
-    wait(future)
-    fail_over(cluster, client)
-    assert client.list_datasets() == ()
-    del future
-    until(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 0)
-
-
 def test_an_error_of_a_call_is_an_answer(cluster, client):
     class Refusing(distributed.SchedulerPlugin):
         name = "refusing"
