@@ -143,6 +143,11 @@ class ResilientClient(distributed.Client):
         if not ruler.resilient:
             self._outbox.clear()
             self._dispatch(await self._register(ruler, limit))
+            logger.warning(
+                "The scheduler at %s keeps no journal, so futures end with it: start it with "
+                "`--preload dask_resilience.preload`, or call dask_resilience.install(client)",
+                ruler.address,
+            )
         else:
             with self._refcount_lock:
                 wants = list(self.refcount)
@@ -152,6 +157,7 @@ class ResilientClient(distributed.Client):
             rest = await self._register(ruler, limit)
             if not first:
                 self._reconcile(answer)
+                logger.warning("Found the scheduler at %s, epoch %d; going on", ruler.address, ruler.epoch)
             self._send_what_came_meanwhile(wants, handed)
             for topic in self._event_handlers:
                 self._send_to_scheduler_safe({"op": "subscribe-topic", "topic": topic, "client": self.id})
