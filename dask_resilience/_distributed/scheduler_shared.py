@@ -95,6 +95,7 @@ class Shared:
 
     def restore(self, values: Mapping[tuple[str, Key], bytes]) -> None:
         """Bring back what the journal holds, oldest first."""
+        name: Any
         for (kind, name), packed in values.items():
             value = loads(packed)
             if kind == "variable":
