@@ -11,14 +11,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import click
 
 from dask_resilience.errors import JournalCorrupt, ResilienceError, StoreError
 
 if TYPE_CHECKING:
+    from dask_resilience.journal.records import Record
     from dask_resilience.journal.verify import Report
     from dask_resilience.storage.object_store import ConditionalStore
 
@@ -55,11 +56,11 @@ def verify(context: click.Context, store: str, output: str) -> None:
     Nothing in the journal is changed, and the scheduler may be running. Exits with 0 when the journal is sound, with
     1 when a recovery would refuse it, with 2 when it could not be looked at.
     """
-    from dask_resilience.journal.verify import verify_store
+    from dask_resilience.storage.verify import verify_journal
 
     with _errors_in_one_line():
         opened = _open_journal(store)
-        report = verify_store(_segments(opened), cluster=_cluster_id(opened))
+        report = verify_journal(opened)
         if output == "json":
             summary = {"store": opened.url, "sound": not report.damaged, **asdict(report)}
             click.echo(json.dumps(summary, indent=2))
@@ -73,23 +74,35 @@ def verify(context: click.Context, store: str, output: str) -> None:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after N records.")
 @click.option("--type", "wanted", metavar="T", help="Only records of this type, such as GraphSubmitted.")
 def inspect(store: str, limit: int | None, wanted: str | None) -> None:
-    """List the records of the journal in STORE, oldest first: LSN, epoch, and what the record says."""
+    """List the records of the journal in STORE, oldest first: LSN, epoch, and what the record says.
+
+    Where a snapshot stands for what was before, its records come first, with the LSN up to which they stand.
+    """
     from dask_resilience.journal.records import REGISTRY
     from dask_resilience.journal.render import render_record
-    from dask_resilience.storage.journal_reader import JournalReader
+    from dask_resilience.storage.snapshots import open_journal, read_snapshot
 
     types = {cls.__name__.lower(): cls for cls in REGISTRY.values()}
     if wanted is not None and wanted.lower() not in types:
         known = ", ".join(sorted(cls.__name__ for cls in types.values()))
         raise click.BadParameter(f"there are no records of type {wanted!r}; there are {known}", param_hint="--type")
-    shown = 0
+
+    def lines(opened: ConditionalStore) -> Iterator[tuple[str, Record]]:
+        snapshot, reader = open_journal(opened)
+        if snapshot is not None:
+            for record in read_snapshot(opened, snapshot):
+                yield f"{snapshot.taken.lsn:>8}  snapshot", record
+        for logged in reader.read():
+            yield f"{logged.lsn:>8}  epoch {logged.epoch}", logged.record
+
     with _errors_in_one_line():
-        for logged in JournalReader(_open_journal(store)).read():
-            if wanted is None or isinstance(logged.record, types[wanted.lower()]):
-                click.echo(f"{logged.lsn:>8}  epoch {logged.epoch}  {render_record(logged.record)}")
-                shown += 1
-                if shown == limit:
-                    break
+        of_type = (
+            (place, record)
+            for place, record in lines(_open_journal(store))
+            if wanted is None or isinstance(record, types[wanted.lower()])
+        )
+        for place, record in islice(of_type, limit):
+            click.echo(f"{place}  {render_record(record)}")
 
 
 def _open_journal(url: str) -> ConditionalStore:
@@ -102,22 +115,6 @@ def _open_journal(url: str) -> ConditionalStore:
     return store
 
 
-def _segments(store: ConditionalStore) -> Iterator[tuple[str, bytes]]:
-    from dask_resilience.storage import names
-
-    for name in store.list(names.LOG):
-        stored = store.get(name)
-        if stored is not None:
-            yield name, stored.data
-
-
-def _cluster_id(store: ConditionalStore) -> bytes | None:
-    from dask_resilience.storage.cluster_object import read_cluster
-
-    cluster = read_cluster(store)
-    return None if cluster is None else UUID(cluster.cluster_id).bytes
-
-
 def _print_report(report: Report, *, url: str) -> None:
     from rich.console import Console
     from rich.table import Column, Table
@@ -126,7 +123,7 @@ def _print_report(report: Report, *, url: str) -> None:
     console = Console(highlight=False)
     if report.findings:
         # A name must be whole to be of use; the problem may take several lines.
-        table = Table("level", Column("segment", no_wrap=True, overflow="fold"), "byte", "problem")
+        table = Table("level", Column("object", no_wrap=True, overflow="fold"), "byte", "problem")
         for finding in report.findings:
             style = "bold red" if finding.level == "damage" else ""
             # As Text: a name or a problem may hold brackets, which would be read as markup.
@@ -136,5 +133,7 @@ def _print_report(report: Report, *, url: str) -> None:
         console.print(table)
     last = "no record" if report.last_lsn is None else f"last LSN {report.last_lsn}"
     counts = f"{report.segments} segments, {report.epochs} epochs, {report.records} records, {last}"
+    if report.snapshots:
+        counts = f"{report.snapshots} snapshots, {counts}"
     verdict = Text("damaged", style="bold red") if report.damaged else Text("sound", style="bold green")
     console.print(Text.assemble(f"{url}: ", verdict, f"; {counts}"), soft_wrap=True)

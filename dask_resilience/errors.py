@@ -167,6 +167,10 @@ class NotRecovered(ResilienceError):
     """The scheduler could not rebuild its state and does not serve an empty one instead."""
 
 
+class SnapshotRefused(ResilienceError):
+    """A snapshot would not be the whole state, so none is taken; the journal goes on."""
+
+
 class GraphUnreadable(ResilienceError):
     """A journalled graph cannot be unpickled by this scheduler's environment.
 

@@ -71,6 +71,10 @@ def _size(low_bytes: int, high_bytes: int) -> Callable[[Any], int]:
     return parse
 
 
+def _or_none(parse: Callable[[Any], _Value]) -> Callable[[Any], _Value | None]:
+    return lambda raw: None if raw is None else parse(raw)
+
+
 def _quantity(raw: Any, parse: Callable[[Any], Any], expected: str) -> float:
     if isinstance(raw, bool) or not isinstance(raw, str | int | float) or raw == "":
         raise ValueError(f"expected {expected}, not {raw!r}")
@@ -105,6 +109,19 @@ class JournalSettings:
     on_failure: Literal["stop-acks", "stop-scheduler"] = _setting(
         "journal.on-failure", _one_of("stop-acks", "stop-scheduler")
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSettings:
+    """When the state is written anew, so that the journal behind it can go.
+
+    Parameters
+    ----------
+    after_bytes
+        So much must the journal grow, and as much as the last snapshot is large; None: there are no snapshots.
+    """
+
+    after_bytes: int | None = _setting("snapshot.after", _or_none(_size(65_536, 1024 * 1024 * _MIB)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +184,7 @@ class Settings:
         The name that the store must carry; None for any.
     leader_poll_seconds
         How often a member without a scheduler looks for the leader.
-    journal, failover, worker, client
+    journal, snapshot, failover, worker, client
         The settings of each part.
 
     Examples
@@ -182,6 +199,7 @@ class Settings:
     cluster: str | None = _setting("cluster", _text_or_none)
     leader_poll_seconds: float = _setting("leader-poll", _duration(0.01, 60.0))
     journal: JournalSettings
+    snapshot: SnapshotSettings
     failover: FailoverSettings
     worker: WorkerSettings
     client: ClientSettings

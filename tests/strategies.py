@@ -71,5 +71,20 @@ by_class = {
         records.SharedChanged, kind=st.text(max_size=9), name=keys, value=st.none() | st.binary(max_size=99)
     ),
     records.ActorsMade: st.builds(records.ActorsMade, keys=key_tuples),
+    records.SnapshotBegun: st.builds(
+        records.SnapshotBegun, lsn=counts, chain=counts, epoch=counts, seq=counts, rest=raw
+    ),
+    records.SnapshotTasks: st.builds(records.SnapshotTasks, keys=key_tuples, specs=raw, rest=raw),
+    records.SnapshotLinks: st.builds(records.SnapshotLinks, first=counts, counts=raw, targets=raw),
+    records.SnapshotTaken: st.builds(
+        records.SnapshotTaken,
+        lsn=counts,
+        chain=counts,
+        epoch=counts,
+        seq=counts,
+        frames=counts,
+        nbytes=counts,
+        end_chain=counts,
+    ),
 }
 any_record = st.one_of(*by_class.values())

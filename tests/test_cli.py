@@ -14,10 +14,18 @@ from click.testing import CliRunner
 
 from dask_resilience.cli import resilience
 from dask_resilience.journal.codec import encode_frame
-from dask_resilience.journal.records import ClientJoined, ClientLeft, EpochStarted, KeysReleased, KeysWanted
+from dask_resilience.journal.records import (
+    ClientJoined,
+    ClientLeft,
+    EpochStarted,
+    KeysReleased,
+    KeysWanted,
+    SnapshotBegun,
+)
 from dask_resilience.journal.segment import HEADER_BYTES, SegmentHeader, encode_header
 from dask_resilience.storage import names, open_store
-from dask_resilience.storage.cluster_object import claim_cluster
+from dask_resilience.storage.cluster_object import claim_cluster, read_cluster
+from dask_resilience.storage.snapshots import open_journal, write_snapshot
 
 RECORDS = [
     ClientJoined(client="Client-1", resilient=True),
@@ -75,6 +83,7 @@ def test_verify_as_json(journal):
         "records": 6,
         "epochs": 2,
         "last_lsn": 6,
+        "snapshots": 0,
     }
 
 
@@ -194,3 +203,25 @@ def test_the_installed_programs(program, journal):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
     assert (done.returncode, done.stderr) == (0, "")
     assert ": sound; " in done.stdout
+
+
+def test_a_snapshot_is_inspected_before_what_came_after_it(journal):
+    store = open_store(str(journal))
+    _, reader = open_journal(store)
+    for logged in reader.read():
+        if logged.lsn == 4:
+            break
+    _, chain, epoch, seq = reader.place
+    begun = SnapshotBegun(lsn=4, chain=chain, epoch=epoch, seq=seq, rest=b"")
+    state = [ClientLeft(client="of the snapshot")]
+    cluster = UUID(read_cluster(store).cluster_id).bytes
+    write_snapshot(store, cluster=cluster, epoch=2, begun=begun, state=state)
+    lines = run("inspect", journal).stdout.splitlines()
+    assert [line.split()[:4] for line in lines] == [
+        ["4", "snapshot", "SnapshotBegun", "lsn=4"],
+        ["4", "snapshot", "ClientLeft", "client='of"],
+        ["5", "epoch", "2", "EpochStarted"],
+        ["6", "epoch", "2", "ClientLeft"],
+    ]
+    done = run("verify", journal)
+    assert "1 snapshots, 2 segments" in done.stdout

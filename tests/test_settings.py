@@ -31,6 +31,7 @@ CHANGED = {
     "journal.segment-size": ("1 MiB", 2**20),
     "journal.pending-limit": ("1 GiB", 2**30),
     "journal.on-failure": ("stop-scheduler", "stop-scheduler"),
+    "snapshot.after": ("1 GiB", 2**30),
     "failover.lease-ttl": ("4.5s", 4.5),
     "failover.grace": ("1m", 60.0),
     "failover.client-grace": (30, 30.0),

@@ -8,7 +8,7 @@ replay needs no completions, and a key that was let go and used again means what
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import time
 from typing import Any
@@ -16,11 +16,13 @@ from weakref import WeakValueDictionary
 
 import dask.order
 from dask._expr import LLGExpr
-from distributed.protocol import Serialized, deserialize, serialize
+from distributed.protocol import Serialized, deserialize
 from distributed.protocol.pickle import loads
 from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_graph
 
+from dask_resilience._distributed.scheduler_snapshot import SnapshotLoad, TaskBooks
 from dask_resilience._distributed.scheduler_tap import note_first_run
+from dask_resilience._distributed.task_errors import clear_error, packed, set_error
 from dask_resilience._distributed.task_notes import TaskNotes
 from dask_resilience.errors import GraphUnreadable
 from dask_resilience.journal import records
@@ -55,14 +57,16 @@ class Replay:
         self.actors_made: WeakValueDictionary[Key, TaskState] = WeakValueDictionary()
         #: What is shared by name: (kind, name) to its value, the last to change last.
         self.shared: dict[tuple[str, Key], bytes] = {}
+        #: The last run of each task whose failure was answered with a retry.
+        self.retried = TaskNotes()
         #: The first run that counts of each task whose key had another meaning before.
         self.first_runs = TaskNotes()
         #: The same of each task that may be retried: older failures are of another task with its key.
         self.born = TaskNotes()
+        self.books = TaskBooks(self.retried, self.first_runs, self.born, self.actors_made)
+        self._snapshot = SnapshotLoad(scheduler, self.books)
         #: Graphs that could not be unpickled, by stimulus, and what their keys were told.
         self._unread: dict[str, tuple[records.GraphSubmitted, Serialized]] = {}
-        #: The last run of each task whose failure was answered with a retry.
-        self.retried = TaskNotes()
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
             records.EpochStarted: self._epoch_started,
             records.GraphSubmitted: self._graph_submitted,
@@ -84,15 +88,28 @@ class Replay:
             records.PluginRegistered: self._plugin_registered,
             records.PluginUnregistered: self._plugin_unregistered,
             records.ClusterClosed: self._cluster_closed,
+            records.SnapshotBegun: self._snapshot_begun,
+            records.SnapshotTasks: self._snapshot.tasks,
+            records.SnapshotLinks: self._snapshot.links,
         }
 
     def apply(self, record: records.Record) -> None:
         """Apply one record. An unreadable graph errs its own keys and nothing else."""
         self._handlers[type(record)](record)
 
+    def load(self, snapshot: Iterable[records.Record]) -> None:
+        """Apply a whole snapshot, before anything else."""
+        for record in snapshot:
+            self.apply(record)
+        self.loaded()
+
+    def loaded(self) -> None:
+        """All records of a snapshot were applied."""
+        self._snapshot.finish()
+
     def ended(self, record: records.Record) -> None:
         """Only note whether the cluster ended, without applying anything."""
-        if isinstance(record, records.EpochStarted | records.ClusterClosed):
+        if isinstance(record, records.EpochStarted | records.SnapshotBegun | records.ClusterClosed):
             self.closed = isinstance(record, records.ClusterClosed)
 
     @contextmanager
@@ -113,6 +130,10 @@ class Replay:
 
     def _epoch_started(self, record: records.EpochStarted) -> None:
         self.closed = False
+
+    def _snapshot_begun(self, record: records.SnapshotBegun) -> None:
+        self.closed = False
+        self._snapshot.begun(record)
 
     def _cluster_closed(self, record: records.ClusterClosed) -> None:
         """The cluster ended cleanly: what follows starts from nothing."""
@@ -147,14 +168,21 @@ class Replay:
             return
         again = rest.pop("again", ())
         if again:
-            self.scheduler.client_releases_keys(keys=again, client=record.client, stimulus_id="resilience-replay")
+            self._release(record.client, again)
         reborn = [key for key in again if key not in self.scheduler.tasks]
         self._submit(record, expr, rest, set(record.keys))
         if reborn:
             note_first_run(self.scheduler, reborn, rest["first_run"], self.first_runs)
 
-    def read_again(self) -> None:
-        """What was not readable may be, now that the plugins of clients run: they bring modules."""
+    def read_again(self) -> list[GraphUnreadable]:
+        """What was not readable may be, now that the plugins of clients run: they bring modules.
+
+        Returns
+        -------
+        list
+            Why some of it still is not. Its tasks have failed.
+        """
+        problems = self._snapshot.read_again()
         unread, self._unread = self._unread, {}
         tasks = self.scheduler.tasks
         for record, exception in unread.values():
@@ -164,11 +192,14 @@ class Replay:
             try:
                 rest, expr = _unpacked(record)
             except Exception as error:  # noqa: BLE001 - as above
-                logger.error("%s", GraphUnreadable(record.keys, f"{type(error).__name__}: {error}"))  # noqa: TRY400
+                problems.append(GraphUnreadable(record.keys, f"{type(error).__name__}: {error}"))
                 continue
             for key in keys:
-                _clear_error(tasks[key])
+                clear_error(tasks[key])
             self._submit(record, expr, rest, keys)
+        for problem in problems:
+            logger.error("%s", problem)
+        return problems
 
     def _submit(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any], keys: set[Key]) -> None:
         try:
@@ -210,7 +241,7 @@ class Replay:
 
     def _unreadable(self, record: records.GraphSubmitted, error: Exception) -> None:
         problem = GraphUnreadable(record.keys, f"{type(error).__name__}: {error}")
-        exception = Serialized(*serialize(problem))
+        exception = packed(problem)
         self._unread[record.stimulus_id] = record, exception
         for key in record.keys:
             ts = self.scheduler.tasks.get(key)
@@ -219,19 +250,21 @@ class Replay:
             elif ts.run_spec is not None:
                 continue
             ts.priority = (0, 0, 0)
-            _err(ts, ts, exception, None, str(problem), "", ())
+            set_error(ts, ts, exception, None, str(problem), "", ())
         self.scheduler.client_desires_keys(keys=list(record.keys), client=record.client)
 
     def _keys_wanted(self, record: records.KeysWanted) -> None:
         self._number(record.origin, record.seq)
-        known = [key for key in record.keys if key in self.scheduler.tasks]
-        self.scheduler.client_desires_keys(keys=known, client=record.client)
+        if record.keys:
+            known = [key for key in record.keys if key in self.scheduler.tasks]
+            self.scheduler.client_desires_keys(keys=known, client=record.client)
 
     def _keys_released(self, record: records.KeysReleased) -> None:
-        if record.client in self.scheduler.clients:
-            self.scheduler.client_releases_keys(
-                keys=list(record.keys), client=record.client, stimulus_id="resilience-replay"
-            )
+        self._release(record.client, record.keys)
+
+    def _release(self, client: str, keys: Iterable[Key]) -> None:
+        if client in self.scheduler.clients:
+            self.scheduler.client_releases_keys(keys=list(keys), client=client, stimulus_id="resilience-replay")
 
     def _keys_cancelled(self, record: records.KeysCancelled) -> None:
         self._number(record.client, record.seq)
@@ -261,7 +294,7 @@ class Replay:
             ts.state = "erred"
         else:
             exception, traceback, exception_text, traceback_text, erred_on = loads(record.error)
-            _err(ts, blame, exception, traceback, exception_text, traceback_text, erred_on)
+            set_error(ts, blame, exception, traceback, exception_text, traceback_text, erred_on)
         self._completed(ts)
 
     def _completed(self, ts: TaskState) -> None:
@@ -276,7 +309,7 @@ class Replay:
         for key in record.keys:
             ts = self.scheduler.tasks.get(key)
             if ts is not None and ts.state == "erred":
-                _clear_error(ts)
+                clear_error(ts)
                 self.actors_made.pop(key, None)
 
     def _tasks_suspected(self, record: records.TasksSuspected) -> None:
@@ -359,20 +392,3 @@ class Replay:
 def _unpacked(record: records.GraphSubmitted) -> tuple[dict[str, Any], Any]:
     rest = loads(record.rest)
     return rest, deserialize(rest.pop("header"), list(record.frames))
-
-
-def _clear_error(ts: Any) -> None:
-    ts.exception = ts.exception_blame = ts.traceback = ts.erred_on = None
-    ts.state = "released"
-
-
-def _err(
-    ts: Any, blame: Any, exception: Any, traceback: Any, exception_text: str, traceback_text: str, erred_on: Any
-) -> None:
-    ts.exception = exception
-    ts.traceback = traceback
-    ts.exception_text = exception_text
-    ts.traceback_text = traceback_text
-    ts.erred_on = set(erred_on)
-    ts.exception_blame = blame
-    ts.state = "erred"

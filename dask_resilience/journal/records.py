@@ -254,6 +254,86 @@ class SharedChanged(Record):
     value: bytes | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotBegun(Record):
+    """The first record of a snapshot: what follows is the state after a record of the log.
+
+    Parameters
+    ----------
+    lsn, chain
+        Number of that record, and the chain value behind it.
+    epoch, seq
+        The segment from which the log goes on: the one that holds that record.
+    rest
+        What the scheduler keeps that is of no single task, pickled.
+    """
+
+    lsn: int
+    chain: int
+    epoch: int
+    seq: int
+    rest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTasks(Record):
+    """Tasks of a snapshot. They are numbered from zero, through all records of this type.
+
+    Parameters
+    ----------
+    keys
+        Their keys.
+    specs
+        What they run, pickled as one list; None stands for data.
+    rest
+        What else is known of them, pickled: a list of values by the name of an attribute.
+    """
+
+    keys: tuple[Key, ...]
+    specs: bytes
+    rest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotLinks(Record):
+    """Dependencies of the tasks of a snapshot, from task `first` on.
+
+    Parameters
+    ----------
+    first
+        Number of a task.
+    counts
+        How many dependencies it and each following task has, as unsigned 32-bit numbers, little-endian.
+    targets
+        The numbers of these dependencies one after the other, in the same form.
+    """
+
+    first: int
+    counts: bytes
+    targets: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTaken(Record):
+    """A snapshot was written and read back: the only record of its marker, without which it does not count.
+
+    Parameters
+    ----------
+    lsn, chain, epoch, seq
+        As in its `SnapshotBegun`.
+    frames, nbytes, end_chain
+        How many records it has, its length in bytes, and the chain value at its end.
+    """
+
+    lsn: int
+    chain: int
+    epoch: int
+    seq: int
+    frames: int
+    nbytes: int
+    end_chain: int
+
+
 #: Type numbers on disk. They are for ever: add at the end, never renumber, never use one again.
 REGISTRY: Final[Mapping[int, type[Record]]] = {
     1: EpochStarted,
@@ -276,4 +356,8 @@ REGISTRY: Final[Mapping[int, type[Record]]] = {
     18: ClusterClosed,
     19: ActorsMade,
     20: SharedChanged,
+    24: SnapshotBegun,
+    25: SnapshotTasks,
+    26: SnapshotLinks,
+    27: SnapshotTaken,
 }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
-from dask_resilience.journal.records import EpochStarted, SealedEnd
+from dask_resilience.journal.records import EpochStarted, SealedEnd, SnapshotTaken
 from dask_resilience.journal.segment import (
     FIRST_CHAIN,
     FIRST_LSN,
@@ -70,6 +70,8 @@ class Report:
         Count of the records that a recovery would replay.
     last_lsn
         Of the last of them, or None without any.
+    snapshots
+        Count of those that are sound.
     """
 
     findings: tuple[Finding, ...]
@@ -77,6 +79,7 @@ class Report:
     records: int
     epochs: int
     last_lsn: int | None
+    snapshots: int = 0
 
     @property
     def damaged(self) -> bool:
@@ -93,9 +96,13 @@ class _Span:
     started: bool
     #: Whether the epoch that it goes on from is missing.
     after_gap: bool = False
+    #: The snapshot that it goes on from, instead of an older epoch.
+    base: SnapshotTaken | None = None
 
 
-def verify_store(segments: Iterable[tuple[str, bytes]], *, cluster: bytes | None = None) -> Report:
+def verify_store(
+    segments: Iterable[tuple[str, bytes]], *, cluster: bytes | None = None, base: SnapshotTaken | None = None
+) -> Report:
     """Check a whole journal.
 
     Parameters
@@ -105,6 +112,8 @@ def verify_store(segments: Iterable[tuple[str, bytes]], *, cluster: bytes | None
         is asked for.
     cluster
         Id that the segments must have. By default the one that most of them have.
+    base
+        A snapshot that is sound. What it stands for need not be there.
 
     Returns
     -------
@@ -116,7 +125,7 @@ def verify_store(segments: Iterable[tuple[str, bytes]], *, cluster: bytes | None
     >>> verify_store([]).damaged
     False
     """
-    walk = _Walk()
+    walk = _Walk(base=base)
     surveys = walk.survey_all(segments)
     epochs = walk.by_epoch(surveys, cluster)
     for span in walk.spans(epochs):
@@ -134,6 +143,7 @@ def verify_store(segments: Iterable[tuple[str, bytes]], *, cluster: bytes | None
 class _Walk:
     """The walk over a store, and what it found so far."""
 
+    base: SnapshotTaken | None
     findings: list[Finding] = field(default_factory=list)
     records: int = 0
     last_lsn: int | None = None
@@ -186,6 +196,8 @@ class _Walk:
         nothing_before = False
         for epoch in sorted(epochs, reverse=True):
             surveys = epochs[epoch]
+            if self.base is not None and epoch <= self.base.epoch:
+                break
             if nothing_before or (seal and epoch > seal[0]):
                 for survey in surveys:
                     self.tell("note", survey.name, 0, "a newer epoch sealed the log before this one; it is ignored")
@@ -198,18 +210,43 @@ class _Walk:
             # Without a record to open it, an epoch holds nothing, and the log ends in the epoch before.
             seal = started.sealed if started else None
             nothing_before = started is not None and started.sealed is None
+        if self.base is not None:
+            return [*self.base_span(self.base, epochs, seal, first=not spans), *spans[::-1]]
         if seal:
             self.tell("damage", _name(seal[0], seal[1]), 0, "missing: a newer epoch says the log before ends here")
         if nothing_before:
             self.place = (FIRST_LSN, FIRST_CHAIN)
         return spans[::-1]
 
+    def base_span(
+        self, base: SnapshotTaken, epochs: dict[int, list[Survey]], seal: SealedEnd | None, *, first: bool
+    ) -> list[_Span]:
+        """Find what counts of the epoch in which a snapshot was taken; what is older is not needed."""
+        for epoch, surveys in epochs.items():
+            for survey in surveys:
+                if (epoch, survey.seq) < (base.epoch, base.seq) and (problem := survey.fault or survey.torn):
+                    self.tell(
+                        "note", survey.name, survey.end, f"a snapshot stands for it, and it is damaged: {problem}"
+                    )
+        surveys = [survey for survey in epochs.get(base.epoch, ()) if survey.seq >= base.seq]
+        if not surveys:
+            self.tell("damage", _name(base.epoch, base.seq), 0, "missing: a snapshot goes on from here")
+            return []
+        if not first and (seal is None or seal[0] != base.epoch):
+            problem = f"the log leaves out epoch {base.epoch}, of which a snapshot is"
+            self.tell("damage", surveys[0].name, 0, problem)
+            return []
+        return [_Span(surveys=surveys, seal=seal, started=True, base=base)]
+
     def check_span(self, span: _Span) -> None:
         last = span.seal[1] if span.seal else span.surveys[-1].seq
-        self.opened = False
+        # An epoch begins with the record that opens it; from a snapshot on, that is passed.
+        self.opened = span.base is not None and span.base.seq > 0
         if span.after_gap:
             self.place = None
-        following = 0
+        following = span.base.seq if span.base else 0
+        if span.base:
+            self.check_base(span.surveys[0], span.base)
         for survey, successor in zip(span.surveys, [*span.surveys[1:], None], strict=True):
             if survey.seq > last:
                 self.tell("note", survey.name, 0, "it lies behind the sealed end of its epoch; it is ignored")
@@ -230,6 +267,14 @@ class _Walk:
             else:
                 self.check_open_end(survey)
         self.check_gap(span.surveys[0].epoch, following, last + 1)
+
+    def check_base(self, survey: Survey, base: SnapshotTaken) -> None:
+        """The record that a snapshot is of must be where it says, or right before the segment."""
+        if survey.header is None or survey.seq != base.seq:
+            return
+        index = base.lsn - survey.header.first_lsn + 1
+        if not (0 <= index <= survey.records and survey.chains[index] == base.chain):
+            self.tell("damage", survey.name, 0, f"LSN {base.lsn} is not here as a snapshot says, or it is another")
 
     def check_gap(self, epoch: int, first: int, behind: int) -> None:
         if first < behind:

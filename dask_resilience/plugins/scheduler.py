@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from time import time
 from typing import Any
@@ -35,12 +36,13 @@ from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.plugins.collector import collecting_rarely
 from dask_resilience.plugins.recovery import Recovery
+from dask_resilience.plugins.snapshots import Snapshots
 from dask_resilience.settings import Settings, default_store
 from dask_resilience.storage import open_store
-from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.leadership import Leadership, LeaseKeeper
 from dask_resilience.storage.object_store import ConditionalStore
+from dask_resilience.storage.snapshots import open_journal, read_snapshot
 from dask_resilience.storage.takeover import TakeoverStopped, rule
 from dask_resilience.types import Address
 
@@ -92,6 +94,8 @@ class SchedulerResilience(SchedulerPlugin):
         self.shared = Shared(scheduler)
         self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
+        self.snapshots: Snapshots | None = None
+        self._taking_snapshots: asyncio.Task[None] | None = None
         self._recovery: Recovery | None = None
         #: What lasts from the replay until this scheduler serves.
         self._rebuilding = contextlib.ExitStack()
@@ -138,6 +142,8 @@ class SchedulerResilience(SchedulerPlugin):
             out["journal_pending_bytes"] = self.writer.pending_bytes
         if self.journal_error is not None:
             out["journal_error"] = self.journal_error
+        if self.snapshots is not None and self.snapshots.last is not None:
+            out["snapshot"] = self.snapshots.last
         return out | self.recovered
 
     # Taking over
@@ -145,12 +151,11 @@ class SchedulerResilience(SchedulerPlugin):
     async def take_over(self) -> None:
         """Wait for the rule, rebuild the state, and begin to gather. Returns when registrations may come in."""
         started = time()
-        await self._rule(follow=True)
+        await self._rule(self.replay.apply)
         ruled = time()
         self.phase = "replaying"
         self._rebuilding.enter_context(collecting_rarely())
-        for logged in self._reader.read_to(self._leadership().sealed):
-            self.replay.apply(logged.record)
+        self._read_to_end()
         failpoint("recovery.after-replay")
         self._begin_journal()
         self.shared.restore(self.replay.shared)
@@ -182,14 +187,29 @@ class SchedulerResilience(SchedulerPlugin):
     def _follow(self) -> None:
         """On standby: replay what the ruling scheduler wrote, so that a takeover has only the rest to read."""
         for logged in self._reader.read():
-            self.replay.apply(logged.record)
+            self._apply(logged.record)
 
-    async def _rule(self, *, follow: bool) -> None:
+    def _read_to_end(self) -> None:
+        for logged in self._reader.read_to(self._leadership().sealed):
+            self._apply(logged.record)
+
+    @collecting_rarely()
+    def _begin_reading(self, store: ConditionalStore) -> None:
+        snapshot, self._reader = open_journal(store)
+        if snapshot is not None:
+            for record in read_snapshot(store, snapshot):
+                self._apply(record)
+            self.replay.loaded()
+            logger.info("Read the snapshot at LSN %d", snapshot.taken.lsn)
+
+    async def _rule(self, apply: Callable[[records.Record], None]) -> None:
+        """Become the scheduler that rules, and until then `apply` what the one that does writes."""
+        self._apply = apply
         store = await asyncio.to_thread(open_store, str(self.store_url))
         self.store_url = store.url
         logger.info("Journal in %s", store.url)
         self._store = store
-        self._reader = JournalReader(store)
+        self._begin_reading(store)
         ruling = asyncio.create_task(
             asyncio.to_thread(
                 rule,
@@ -205,7 +225,7 @@ class SchedulerResilience(SchedulerPlugin):
             while not (await asyncio.wait({ruling}, timeout=_FOLLOW_SECONDS))[0]:
                 if self.scheduler.status in (Status.closing, Status.closed):
                     self._stopping.set()
-                elif follow:
+                else:
                     self._follow()
         except BaseException:
             # Cancelled with the process, or the journal cannot be read. The thread must neither keep the process from
@@ -269,9 +289,8 @@ class SchedulerResilience(SchedulerPlugin):
 
     async def install(self) -> None:
         """Begin to keep a journal on a scheduler that serves already: nothing is replayed, nothing is interrupted."""
-        await self._rule(follow=False)
-        for logged in self._reader.read_to(self._leadership().sealed):
-            self.replay.ended(logged.record)
+        await self._rule(self.replay.ended)
+        self._read_to_end()
         if not self.replay.closed:
             raise StoreError(
                 str(self.store_url),
@@ -287,6 +306,7 @@ class SchedulerResilience(SchedulerPlugin):
         await asyncio.to_thread(self._leadership().publish, self.scheduler.address)
         self.gate.serving.set()
         self.phase = "serving"
+        self._begin_snapshots()
 
     async def _recover(self) -> None:
         assert self._recovery is not None
@@ -305,8 +325,25 @@ class SchedulerResilience(SchedulerPlugin):
         self.clients.answer_joining()
         self._recovery = None
         self._rebuilding.close()
+        self._begin_snapshots()
         self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
         logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
+
+    def _begin_snapshots(self) -> None:
+        after_bytes, writer, store = self.settings.snapshot.after_bytes, self.writer, self._store
+        if after_bytes is None:
+            return
+        assert writer is not None
+        assert store is not None
+        self.snapshots = Snapshots(
+            store,
+            epoch=self.epoch,
+            after_bytes=after_bytes,
+            grown_bytes=self._reader.read_bytes,
+            durable=lambda: (writer.durable_lsn, writer.durable_bytes),
+            tell=lambda event: self.scheduler.log_event(TOPIC, event),
+        )
+        self._taking_snapshots = asyncio.create_task(self.snapshots.run(), name="resilience-snapshots")
 
     # The scheduler's hooks
 
@@ -339,6 +376,9 @@ class SchedulerResilience(SchedulerPlugin):
         """End the journal, give the lease back, and keep nothing open: this process may live on."""
         self._stopping.set()
         self._rebuilding.close()
+        if self._taking_snapshots is not None:
+            self._taking_snapshots.cancel()
+            await asyncio.wait({self._taking_snapshots})
         await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
@@ -397,6 +437,8 @@ class SchedulerResilience(SchedulerPlugin):
     def _abandon(self) -> None:
         """In somebody else's process: drop every connection, so that no message of ours reaches a member again."""
         self._rebuilding.close()
+        if self._taking_snapshots is not None:
+            self._taking_snapshots.cancel()
         if self.tap is not None:
             self.tap.ledger.detach()
         for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:

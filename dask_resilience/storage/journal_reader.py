@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dask_resilience.errors import JournalCorrupt, ResilienceError
-from dask_resilience.journal.records import Record, SealedEnd
+from dask_resilience.journal.records import Record, SealedEnd, SnapshotTaken
 from dask_resilience.journal.segment import (
     FIRST_CHAIN,
     FIRST_LSN,
@@ -84,6 +84,8 @@ class JournalReader:
     ----------
     store
         Where the journal is. Nothing is written to it.
+    base
+        A snapshot; what it covers is not read. None reads from the first record on.
 
     Examples
     --------
@@ -93,21 +95,29 @@ class JournalReader:
     []
     """
 
-    def __init__(self, store: ConditionalStore) -> None:
+    def __init__(self, store: ConditionalStore, *, base: SnapshotTaken | None = None) -> None:
         self._store = store
         self._map = LogMap(store)
+        self._base = base
         self._cluster: bytes | None = None
         #: The segment that is being read, and where in it. None before the first and between segments.
-        self._at: tuple[int, int] | None = None
+        self._at: tuple[int, int] | None = (base.epoch, base.seq) if base else None
         self._position: Position | None = None
         #: The LSN that comes next, and the chain value behind the record before it.
-        self._lsn = FIRST_LSN
-        self._chain = FIRST_CHAIN
+        self._lsn = base.lsn + 1 if base else FIRST_LSN
+        self._chain = base.chain if base else FIRST_CHAIN
+        #: Bytes that were read of segments, header and all.
+        self.read_bytes = 0
 
     @property
     def next_lsn(self) -> int:
         """LSN of the record that the next call starts with."""
         return self._lsn
+
+    @property
+    def place(self) -> tuple[int, int, int, int] | None:
+        """LSN of the last record that was read, the chain value behind it, and its epoch and segment."""
+        return None if self._at is None else (self._lsn - 1, self._chain, *self._at)
 
     def read(self) -> Iterator[Logged]:
         """Read what is in the log and was not read yet.
@@ -129,7 +139,7 @@ class JournalReader:
             If the store cannot be read.
         """
         self._map.refresh()
-        yield from self._read(self._map.stretches())
+        yield from self._read(self._map.stretches(since=self._at))
 
     def read_to(self, sealed: SealedEnd | None) -> Iterator[Logged]:
         """Read what is in the log up to a sealed end, which the store need not know yet.
@@ -145,7 +155,7 @@ class JournalReader:
             As `read`, which see for what is raised.
         """
         self._map.refresh()
-        yield from self._read(self._map.stretches_to(sealed))
+        yield from self._read(self._map.stretches_to(sealed, since=self._at))
 
     def _read(self, stretches: list[Stretch]) -> Iterator[Logged]:
         if stretches and self._cluster is None:
@@ -164,6 +174,8 @@ class JournalReader:
         if self._at is None:
             return stretches
         epoch, seq = self._at
+        if self._base is not None and self._lsn == self._base.lsn + 1 and epoch not in {s.epoch for s in stretches}:
+            raise JournalCorrupt(names.segment(epoch, seq), 0, "the segment is missing, and a snapshot goes on from it")
         for number, stretch in enumerate(stretches):
             if stretch.epoch != epoch:
                 continue
@@ -187,6 +199,7 @@ class JournalReader:
             data = self._store.read_from(name, base)
             if data is None:
                 raise JournalCorrupt(name, 0, "the segment is missing")
+            self.read_bytes += len(data)
             if successor is not None:
                 next_header = read_header(self._store, epoch, successor)
                 contents = self._read_before(name, data, next_header)

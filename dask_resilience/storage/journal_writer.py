@@ -123,6 +123,11 @@ class JournalWriter:
         """Bytes that are queued or written and not acked. Callers hold back when it grows: nothing else bounds it."""
         return self._appended_bytes - self._durable_bytes
 
+    @property
+    def durable_bytes(self) -> int:
+        """Bytes of records that are durable and acked, headers not counted."""
+        return self._durable_bytes
+
     def append(self, record: Record) -> int:
         """Queue a record, from one thread only. Never blocks.
 

@@ -88,43 +88,61 @@ class LogMap:
     def newest_started(self, *, before: int | None = None) -> int | None:
         """Tell the newest epoch whose first record is whole, at will among those below a number."""
         for epoch in sorted(self._seqs, reverse=True):
-            if (before is None or epoch < before) and self.started(epoch) is not None:
+            if (before is None or epoch < before) and self._has_started(epoch):
                 return epoch
         return None
 
-    def stretches(self) -> list[Stretch]:
-        """Tell what makes up the log, oldest first."""
-        newest = self.newest_started()
-        return [] if newest is None else self._walk(newest, None)
+    def _has_started(self, epoch: int) -> bool:
+        # What a snapshot covers is removed from the oldest segment on, so one that goes on from others did start.
+        return self._seqs[epoch][0] > 0 or self.started(epoch) is not None
 
-    def stretches_to(self, sealed: SealedEnd | None) -> list[Stretch]:
-        """Tell what makes up the log up to a sealed end, oldest first."""
-        return [] if sealed is None else self._walk(sealed[0], sealed)
+    def stretches(self, *, since: tuple[int, int] | None = None) -> list[Stretch]:
+        """Tell what makes up the log, oldest first; with `since`, from this segment of this epoch on."""
+        newest = self.newest_started()
+        return [] if newest is None else self._walk(newest, None, since)
+
+    def stretches_to(self, sealed: SealedEnd | None, *, since: tuple[int, int] | None = None) -> list[Stretch]:
+        """Tell what makes up the log up to a sealed end, else as `stretches`."""
+        return [] if sealed is None else self._walk(sealed[0], sealed, since)
 
     def last_segment(self, epoch: int) -> int:
         """Tell the number of the newest segment of an epoch that has one."""
         return self._seqs[epoch][-1]
 
-    def _walk(self, epoch: int, sealed: SealedEnd | None) -> list[Stretch]:
+    def _walk(self, epoch: int, sealed: SealedEnd | None, since: tuple[int, int] | None) -> list[Stretch]:
         backwards: list[Stretch] = []
         while True:
-            seqs = tuple(seq for seq in self._seqs.get(epoch, ()) if sealed is None or seq <= sealed[1])
-            if sealed is not None and sealed[1] not in seqs:
-                name = names.segment(epoch, sealed[1])
-                raise JournalCorrupt(name, 0, "the segment is missing, and a later epoch goes on from it")
-            for seq, found in enumerate(seqs):
-                if found != seq:
-                    raise JournalCorrupt(names.segment(epoch, seq), 0, "the segment is missing, a later one is there")
+            seqs = self._counting(epoch, sealed, since)
             backwards.append(Stretch(epoch=epoch, seqs=seqs, sealed=sealed))
-            started = self.started(epoch)
-            if started is None:
-                raise JournalCorrupt(names.segment(epoch, seqs[0]), HEADER_BYTES, "the epoch's first record is torn")
-            if started.sealed is None:
+            sealed = None if since is not None and epoch == since[0] else self._goes_on_from(epoch, seqs)
+            if sealed is None or (since is not None and sealed[0] < since[0]):
                 return backwards[::-1]
-            if started.sealed[0] >= epoch:
-                problem = f"epoch {epoch} says that it goes on from epoch {started.sealed[0]}"
-                raise JournalCorrupt(names.segment(epoch, seqs[0]), HEADER_BYTES, problem)
-            epoch, sealed = started.sealed[0], started.sealed
+            epoch = sealed[0]
+
+    def _counting(self, epoch: int, sealed: SealedEnd | None, since: tuple[int, int] | None) -> tuple[int, ...]:
+        """Tell the segments of an epoch that count and are asked for, and notice when one of them is missing."""
+        last = float("inf") if sealed is None else sealed[1]
+        first = 0 if since is None or since[0] != epoch else min(since[1], last)
+        seqs = tuple(seq for seq in self._seqs.get(epoch, ()) if first <= seq <= last)
+        if sealed is not None and sealed[1] not in seqs:
+            name = names.segment(epoch, sealed[1])
+            raise JournalCorrupt(name, 0, "the segment is missing, and a later epoch goes on from it")
+        for seq, found in enumerate(seqs or (-1,), int(first)):
+            if found != seq:
+                problem = "the segment is missing, a later one is there" if seqs else "the segment is missing"
+                raise JournalCorrupt(names.segment(epoch, seq), 0, problem)
+        return seqs
+
+    def _goes_on_from(self, epoch: int, seqs: tuple[int, ...]) -> SealedEnd | None:
+        """Tell where the log before an epoch ends; None for the first one."""
+        started = self.started(epoch)
+        if started is None:
+            raise JournalCorrupt(names.segment(epoch, seqs[0]), HEADER_BYTES, "the epoch's first record is torn")
+        sealed = started.sealed
+        if sealed is not None and sealed[0] >= epoch:
+            problem = f"epoch {epoch} says that it goes on from epoch {sealed[0]}"
+            raise JournalCorrupt(names.segment(epoch, seqs[0]), HEADER_BYTES, problem)
+        return sealed
 
     def started(self, epoch: int) -> EpochStarted | None:
         """Read the first record of an epoch; None when its writer did not get that far."""

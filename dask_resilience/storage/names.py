@@ -7,6 +7,8 @@
     leader                             where the ruling scheduler listens
     manifest/{epoch:020d}              the fence of every older epoch; never deleted, see the design record
     log/{epoch:010d}/{seq:020d}        one segment of the journal
+    snapshot/{lsn:020d}.{epoch:010d}   a snapshot that counts: what was read back of it
+    snapshot-data/...                  the same name: the snapshot itself
 
 Numbers have a fixed width, so that the order of names is the order of numbers.
 """
@@ -18,6 +20,8 @@ LEASE = "lease"
 LEADER = "leader"
 MANIFESTS = "manifest/"
 LOG = "log/"
+SNAPSHOTS = "snapshot/"
+SNAPSHOT_DATA = "snapshot-data/"
 
 #: Names under which a store probes itself.
 PROBE = "probe"
@@ -54,6 +58,42 @@ def segment(epoch: int, seq: int) -> str:
     'log/0000000007/00000000000000000001'
     """
     return f"{segments(epoch)}{seq:020d}"
+
+
+def snapshot(lsn: int, epoch: int) -> str:
+    """Name of the marker of a snapshot of the state behind a record, taken in an epoch.
+
+    Examples
+    --------
+    >>> snapshot(812, 7)
+    'snapshot/00000000000000000812.0000000007'
+    """
+    return f"{SNAPSHOTS}{lsn:020d}.{epoch:010d}"
+
+
+def data_of_snapshot(marker: str) -> str:
+    """Name of the snapshot that a marker is of.
+
+    Examples
+    --------
+    >>> data_of_snapshot(snapshot(812, 7))
+    'snapshot-data/00000000000000000812.0000000007'
+    """
+    return SNAPSHOT_DATA + marker.removeprefix(SNAPSHOTS)
+
+
+def marker_of_data(data: str) -> str:
+    """Name of the marker of a snapshot."""
+    return SNAPSHOTS + data.removeprefix(SNAPSHOT_DATA)
+
+
+def lsn_and_epoch_of_snapshot(name: str) -> tuple[int, int]:
+    """Read LSN and epoch back; raises ValueError for any other name."""
+    lsn, _, epoch = name.removeprefix(SNAPSHOTS).partition(".")
+    numbers = int(lsn), int(epoch)
+    if snapshot(*numbers) != name:
+        raise ValueError(f"{name!r} is no snapshot")
+    return numbers
 
 
 def epoch_of_manifest(name: str) -> int:

@@ -40,7 +40,8 @@ TAKEOVER = [
 
 
 def test_every_failpoint_is_tried():
-    assert COMMIT.keys() | set(TAKEOVER) | {"client.before-registration"} == NAMES
+    elsewhere = {name for name in NAMES if name.startswith(("snapshot.", "retention."))}  # test_snapshots.py
+    assert COMMIT.keys() | set(TAKEOVER) | {"client.before-registration"} | elsewhere == NAMES
 
 
 @pytest.mark.parametrize("name", COMMIT)

@@ -1,0 +1,109 @@
+"""What `verify_journal` says of a store with snapshots, and that it agrees with the reader."""
+
+from __future__ import annotations
+
+import pytest
+
+from dask_resilience.errors import ResilienceError
+from dask_resilience.journal.records import SnapshotBegun
+from dask_resilience.storage import names
+from dask_resilience.storage.cluster_object import read_cluster
+from dask_resilience.storage.local_store import LocalStore
+from dask_resilience.storage.retention import retain
+from dask_resilience.storage.snapshots import open_journal, read_snapshot, write_snapshot
+from dask_resilience.storage.verify import verify_journal
+from tests.storage.acting import Ruler
+
+
+def take(store, lsn):
+    _, reader = open_journal(store)
+    for logged in reader.read():
+        if logged.lsn == lsn:
+            break
+    _, chain, epoch, seq = reader.place
+    cluster = bytes.fromhex(read_cluster(store).cluster_id.replace("-", ""))
+    begun = SnapshotBegun(lsn=lsn, chain=chain, epoch=epoch, seq=seq, rest=b"")
+    return write_snapshot(store, cluster=cluster, epoch=9, begun=begun, state=[])
+
+
+@pytest.fixture
+def truncated(store):
+    """Two reigns, of which the beginning is gone, and two snapshots."""
+    local = LocalStore(store)
+    ruler = Ruler(local, segment_bytes=200)
+    for _ in range(4):
+        ruler.append(3).settled()
+    ruler.release()
+    Ruler(local, segment_bytes=200).append(3).settled().release()
+    take(local, 8)
+    take(local, 11)
+    assert retain(local).segments == 2
+    return local
+
+
+def recovered(store):
+    snapshot, reader = open_journal(store)
+    return len(list(read_snapshot(store, snapshot))) + len(list(reader.read()))
+
+
+def test_a_store_whose_beginning_is_gone_is_sound(truncated):
+    report = verify_journal(truncated)
+    assert report.findings == ()
+    assert (report.snapshots, report.last_lsn) == (2, 17)
+
+
+def test_every_flipped_bit_of_log_and_snapshots_is_found(truncated):
+    objects = [*truncated.list(names.LOG), *truncated.list(names.SNAPSHOTS), *truncated.list(names.SNAPSHOT_DATA)]
+    assert len(objects) == 7
+    for name in objects:
+        path = truncated._root / name
+        whole = path.read_bytes()
+        for bit in range(len(whole) * 8):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert verify_journal(truncated).findings, (name, bit)
+        path.write_bytes(whole)
+    assert not verify_journal(truncated).findings
+
+
+def test_every_missing_object_is_found_and_a_reader_refuses_or_goes_around(truncated):
+    # That the whole newest epoch is gone cannot be told: it may never have begun.
+    for name in [*truncated.list(names.LOG)[:-1], *truncated.list(names.SNAPSHOT_DATA)]:
+        path = truncated._root / name
+        whole = path.read_bytes()
+        path.unlink()
+        assert verify_journal(truncated).damaged, name
+        if name == names.segment(1, 3):
+            with pytest.raises(ResilienceError):
+                recovered(truncated)
+        else:
+            assert recovered(truncated)
+        path.write_bytes(whole)
+
+
+def test_what_a_snapshot_stands_for_may_be_damaged(store):
+    local = LocalStore(store)
+    ruler = Ruler(local, segment_bytes=200)
+    for _ in range(4):
+        ruler.append(3).settled()
+    ruler.release()
+    take(local, 11)
+    path = local._root / names.segment(1, 0)
+    path.write_bytes(path.read_bytes()[:-30] + bytes(30))
+    report = verify_journal(local)
+    assert not report.damaged
+    assert "a snapshot stands for it" in str(report.findings[0])
+    assert recovered(local) > 1
+
+
+def test_a_snapshot_of_another_log_is_damage(truncated):
+    """Sound by itself, and not of the record that is there."""
+    for name in truncated.list(names.SNAPSHOTS):
+        truncated.delete(name)
+    begun = SnapshotBegun(lsn=9, chain=5, epoch=1, seq=2, rest=b"")
+    cluster = bytes.fromhex(read_cluster(truncated).cluster_id.replace("-", ""))
+    write_snapshot(truncated, cluster=cluster, epoch=9, begun=begun, state=[])
+    assert verify_journal(truncated).damaged
+    with pytest.raises(ResilienceError):
+        recovered(truncated)
