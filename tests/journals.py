@@ -150,7 +150,6 @@ def described(replay):
             name: {state: group.states[state] for state in ("released", "erred")}
             for name, group in s.task_groups.items()
         },
-        "suspicious": {name: prefix.suspicious for name, prefix in s.task_prefixes.items() if prefix.suspicious},
         "wants": {client: sorted(ts.key for ts in cs.wants_what) for client, cs in s.clients.items() if cs.wants_what},
         "metadata": dict(s.task_metadata),
         "generation": s.generation,
