@@ -31,7 +31,7 @@ lint: .venv/.stamp-lint
 	cd $(TREE) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
 
 bench: .venv/.stamp-demo
-	@set -e; for name in scheduler_cost failover journal_bytes commit_latency; do \
+	@set -e; for name in scheduler_cost failover journal_bytes commit_latency snapshots; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
 chaos: .venv/.stamp-test

@@ -89,6 +89,7 @@ class Snapshots:
     async def take(self) -> None:
         """Take one now. A failure is told and changes nothing: the journal goes on."""
         lsn, durable_bytes = self._durable()
+        # After a failure too the next is due when the journal has grown as much again.
         self._since = durable_bytes
         try:
             taken = await asyncio.wait_for(self._take(lsn), _LIMIT_SECONDS)
@@ -99,10 +100,14 @@ class Snapshots:
             return
         finally:
             self._end_process()
-        self._last_bytes = taken["bytes"]
+        self.took(taken, durable_bytes)
         self.last = taken | {"segments_removed": removed.segments, "snapshots_removed": removed.snapshots}
         logger.info("Snapshot: %s", self.last)
         self._tell({"action": "snapshot", **self.last})
+
+    def took(self, taken: dict[str, Any], durable_bytes: int) -> None:
+        """A snapshot was taken when so much was durable: count anew."""
+        self._since, self._last_bytes = durable_bytes, taken["bytes"]
 
     async def _take(self, lsn: int) -> dict[str, Any]:
         # Credentials may be in the configuration, which other users must not see: not in the arguments.
