@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.storage.acting import Ruler
+from tests.storage.servers import fake_gcs, moto, seaweedfs
+
+__all__ = ["fake_gcs", "moto", "seaweedfs"]
 
 
 @pytest.fixture(autouse=True)
