@@ -93,9 +93,10 @@ def inspect(store: str, limit: int | None, wanted: str | None) -> None:
 
 
 def _open_journal(url: str) -> ConditionalStore:
+    from dask_resilience.settings import Settings
     from dask_resilience.storage import names, open_store
 
-    store = open_store(url, existing=True)
+    store = open_store(url, existing=True, storage_options=Settings.load().storage_options)
     # A mistyped path must not pass for a sound journal.
     if not store.exists(names.CLUSTER) and not store.list(names.LOG):
         raise StoreError(store.url, "there is no journal here; give the directory or URL that resilience.store names")

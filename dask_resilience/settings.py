@@ -27,18 +27,30 @@ _Value = TypeVar("_Value")
 _DAY: Final = 86_400.0
 _MIB: Final = 2**20
 
+#: Settings whose value is a mapping of names that are not ours.
+_FREE: Final = frozenset({"storage-options"})
+
 with Path(__file__).with_name("resilience.yaml").open(encoding="utf-8") as _defaults:
     dask.config.update_defaults(yaml.safe_load(_defaults))
 
 
-def _setting(key: str, parse: Callable[[Any], _Value]) -> Any:
-    return field(metadata={"key": key, "parse": parse})
+def _setting(key: str, parse: Callable[[Any], _Value], *, secret: bool = False) -> Any:
+    return field(metadata={"key": key, "parse": parse}, repr=not secret)
 
 
 def _text_or_none(raw: Any) -> str | None:
     if raw is None or (isinstance(raw, str) and raw.strip()):
         return raw
     raise ValueError(f"expected text or null, not {raw!r}; put quotes around it")
+
+
+def _mapping_or_none(raw: Any) -> Mapping[str, Any]:
+    if raw is None:
+        return {}
+    if isinstance(raw, Mapping) and all(isinstance(name, str) for name in raw):
+        return dict(raw)
+    # Not shown: it may hold a secret.
+    raise ValueError(f"expected a mapping of names to values or null, not {type(raw).__name__}")
 
 
 def _one_of(*choices: str) -> Callable[[Any], str]:
@@ -163,6 +175,8 @@ class Settings:
     ----------
     store
         Directory or URL of journal and lease; None for `default_store`.
+    storage_options
+        What the library behind a remote store is given; empty for nothing. Not shown, since it may hold secrets.
     cluster
         The name that the store must carry; None for any.
     leader_poll_seconds
@@ -179,6 +193,7 @@ class Settings:
     """
 
     store: str | None = _setting("store", _text_or_none)
+    storage_options: Mapping[str, Any] = _setting("storage-options", _mapping_or_none, secret=True)
     cluster: str | None = _setting("cluster", _text_or_none)
     leader_poll_seconds: float = _setting("leader-poll", _duration(0.01, 60.0))
     journal: JournalSettings
@@ -262,7 +277,7 @@ def _refuse_unknown(tree: Mapping[Any, Any]) -> None:
 def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         key = prefix + str(name).replace("_", "-")
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and key not in _FREE:
             yield from _flatten(value, f"{key}.")
         else:
             yield key, value

@@ -25,6 +25,7 @@ SCHEMA = yaml.safe_load((PACKAGE / "resilience-schema.yaml").read_text())
 #: For each key another valid value and what it means.
 CHANGED = {
     "store": ("/srv/journal", "/srv/journal"),
+    "storage-options": ({"key": "a", "client_kwargs": {"b_c": 1}}, {"key": "a", "client_kwargs": {"b_c": 1}}),
     "cluster": ("prod", "prod"),
     "leader-poll": ("200ms", 0.2),
     "journal.commit-interval": ("20ms", 0.02),

@@ -81,6 +81,7 @@ class ResilientClient(distributed.Client):
         self._poll_seconds = settings.leader_poll_seconds
         check_url(settings.store)
         self._store_url = settings.store
+        self._storage_options = settings.storage_options
         self._on_worker: str = kwargs.pop("on_worker", "")
         self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._sequence = 0
@@ -103,7 +104,10 @@ class ResilientClient(distributed.Client):
             return
         if self._compass is None:
             self._compass = Compass(
-                str(self.scheduler.address), connection_args=self.connection_args, store_url=self._store_url
+                str(self.scheduler.address),
+                connection_args=self.connection_args,
+                store_url=self._store_url,
+                storage_options=self._storage_options,
             )
         if not isinstance(self.scheduler, FollowingRPC):
             pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc

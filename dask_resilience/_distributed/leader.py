@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +44,21 @@ class Ruler:
 class Compass:
     """Finds the ruling scheduler and never goes back to an older one."""
 
-    def __init__(self, address: str, *, connection_args: dict[str, Any], store_url: str | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        connection_args: dict[str, Any],
+        store_url: str | None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.address = address
         self.cluster = ""
         self.epoch = 0
         self._addresses = [address]
         self._connection_args = connection_args
         self._store_url = store_url
+        self._storage_options = storage_options
         self._store: ConditionalStore | None = None
         self._store_refused: str | None = None
 
@@ -98,7 +107,7 @@ class Compass:
             return None
         try:
             if self._store is None:
-                self._store = open_store(self._store_url, existing=True)
+                self._store = open_store(self._store_url, existing=True, storage_options=self._storage_options)
             return leader(self._store)
         except ResilienceError as error:
             if self._store is None:

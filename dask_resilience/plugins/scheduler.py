@@ -180,7 +180,7 @@ class SchedulerResilience(SchedulerPlugin):
             self.replay.apply(logged.record)
 
     async def _rule(self, *, follow: bool) -> None:
-        store = await asyncio.to_thread(open_store, str(self.store_url))
+        store = await asyncio.to_thread(open_store, str(self.store_url), storage_options=self.settings.storage_options)
         self.store_url = store.url
         logger.info("Journal in %s", store.url)
         self._store = store

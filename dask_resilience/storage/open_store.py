@@ -14,6 +14,7 @@ from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_backend import ObjectBackend
 from dask_resilience.storage.object_store import ConditionalStore, Outcome
 from dask_resilience.storage.remote_store import RemoteStore
+from dask_resilience.storage.retrying import RetryTerms
 from dask_resilience.storage.trouble import store_error
 
 _LOCAL = ("", "file", "local")
@@ -130,7 +131,9 @@ def _remote(url: str, parts: SplitResult, *, existing: bool, options: Mapping[st
     prefix = "".join(f"{part}/" for part in _prefix(parts))
     shown = f"{_REMOTE[parts.scheme]}://{parts.netloc}/{prefix}".removesuffix("/")
     if _REMOTE[parts.scheme] != "memory":
-        return RemoteStore(shown, _bucket(shown, parts, options), prefix=prefix)
+        # A member asks others where the store is out of its reach; it must not wait for it as a scheduler does.
+        terms = RetryTerms(total_seconds=3.0) if existing else RetryTerms()
+        return RemoteStore(shown, _bucket(shown, parts, options), prefix=prefix, terms=terms)
     if existing and not memory_backend.is_known(parts.netloc):
         raise StoreError(url, "there is no such memory store in this process, and others' memory is not in reach")
     return RemoteStore(shown, memory_backend.MemoryBackend(parts.netloc), prefix=prefix)

@@ -19,7 +19,9 @@ from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import AppendHandle
+from dask_resilience.storage.remote_store import RemoteStore
 from dask_resilience.storage.takeover import rule
+from dask_resilience.storage.trouble import store_error
 
 
 class FakeClock:
@@ -84,11 +86,21 @@ class FaultyHandle(AppendHandle):
         self.handle.close()
 
 
-class FaultyStore(LocalStore):
+class FaultyRemoteHandle(FaultyHandle):
+    """What was not synced is all there, in whole parts, or none of it is."""
+
+    def lose(self):
+        if self.store.loses == "nothing":
+            self.handle.sync()
+
+
+class Faulty:
     """Fails where `faults` says: a queue for each operation, of error numbers, outcomes, or None for success."""
 
-    def __init__(self, path, **kwargs):
-        super().__init__(path, **kwargs)
+    handle_type = FaultyHandle
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.faults = {"write": deque(), "sync": deque(), "open": deque(), "exists": deque(), "swap": deque()}
         self.loses = "nothing"
 
@@ -104,18 +116,25 @@ class FaultyStore(LocalStore):
             return fault
         handle = super().open_append(name, header)
         grows = isinstance(handle, AppendHandle) and name.startswith(names.LOG)
-        return FaultyHandle(self, name, handle) if grows else handle
+        return self.handle_type(self, name, handle) if grows else handle
 
     def exists(self, name):
         fault = self.next_fault("exists")
         if fault is not None:
-            with self._translated("read"):
-                raise OSError(fault, os.strerror(fault))
+            raise store_error(self.url, "read", OSError(fault, os.strerror(fault)))
         return super().exists(name)
 
     def compare_and_swap(self, name, data, token):
         fault = self.next_fault("swap")
         return fault(self, name, data, token) if fault is not None else super().compare_and_swap(name, data, token)
+
+
+class FaultyStore(Faulty, LocalStore):
+    pass
+
+
+class FaultyRemoteStore(Faulty, RemoteStore):
+    handle_type = FaultyRemoteHandle
 
 
 class Ruler:

@@ -78,7 +78,9 @@ class StoreConformance:
         assert conditional_store.exists("folder/a")
 
     @pytest.mark.parametrize(
-        "data", [b"", b"\0" * 100_000, bytes(range(256)) * 5000, b"a\n--==0==--b\r\n"], ids=["none", "zeros", "megabyte", "boundary"]
+        "data",
+        [b"", b"\0" * 100_000, bytes(range(256)) * 5000, b"a\n--==0==--b\r\n"],
+        ids=["none", "zeros", "megabyte", "boundary"],
     )
     def test_any_bytes_come_back(self, conditional_store, data):
         conditional_store.create("a", data)

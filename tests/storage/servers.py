@@ -150,7 +150,7 @@ class SeaweedFS(S3Server):
             try:
                 self.make_bucket(f"ready-{uuid.uuid4().hex}")
                 return
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, it is told when the time is up
                 assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
                 time.sleep(0.2)
 

@@ -23,11 +23,8 @@ from dask_resilience.storage.object_store import Outcome
 from dask_resilience.storage.takeover import rule
 from tests.storage.acting import FakeClock, FaultyStore, Ruler, another, dead, read, segments, verify
 
-
-@pytest.fixture
-def faulty(store, monkeypatch):
-    monkeypatch.setattr(journal_writer, "_BACK_OFF_SECONDS", 0.001)
-    return FaultyStore(store)
+#: Changes files, or looks at them.
+on_files = pytest.mark.parametrize("store_kind", ["local"])
 
 
 def check(store, ruler):
@@ -276,6 +273,7 @@ class TestFence:
         assert ruler.acked == [1]
         assert isinstance(ruler.failures[-1], StoreError)
 
+    @on_files
     def test_a_lease_that_another_took_ends_it(self, faulty):
         clock = FakeClock()
         ruler = Ruler(faulty, clock=clock, holder=dead()).settled()

@@ -20,12 +20,10 @@ from dask_resilience.storage.leadership import LeaderRecord
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import Outcome
 from dask_resilience.storage.takeover import TakeoverStopped, leader, rule
-from tests.storage.acting import FakeClock, FaultyStore, Ruler, another, dead, read
+from tests.storage.acting import FakeClock, Ruler, another, dead, read
 
-
-@pytest.fixture
-def faulty(store):
-    return FaultyStore(store)
+#: Changes files, or looks at them.
+on_files = pytest.mark.parametrize("store_kind", ["local"])
 
 
 def ruling(store, **kwargs):
@@ -102,6 +100,7 @@ class TestRule:
         assert (second.epoch, second.next_lsn, second.chain) == (2, 6, first.writer._durable_chain)
         assert first.leadership.fenced()
 
+    @on_files
     def test_what_was_sealed_is_made_durable_again(self, faulty, monkeypatch):
         Ruler(faulty).append(4).settled().release()
         settled = []
@@ -212,6 +211,7 @@ class TestFence:
 
         monkeypatch.setattr(LocalStore, "create", create)
 
+    @on_files
     def test_a_reply_that_was_lost_is_recognised_and_made_to_stay(self, faulty, monkeypatch):
         settled = []
         monkeypatch.setattr(local_file, "settle", lambda path, length: settled.append(path.name))
