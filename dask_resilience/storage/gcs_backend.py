@@ -76,6 +76,10 @@ class GcsBackend:
         except (google.auth.exceptions.GoogleAuthError, HttpError, OSError) as error:
             raise StoreError(url, f"there are no usable credentials: {error}. {_CREDENTIALS}") from error
 
+    async def open(self) -> None:
+        """Make the session."""
+        await self._fs._set_session()
+
     async def put(self, key: str, data: bytes, *, token: str | None, write_id: str) -> None:
         """Write an object that still is what `token` stands for, or that must not exist (None)."""
         if token is not None and (not token.isdecimal() or int(token) == 0):
@@ -173,7 +177,9 @@ class GcsBackend:
                 body = await answer.read()
                 if answer.status < 400:
                     return answer.headers, body
-                raise self._answered(answer.status, body)
+            if answer.status == 404 and b"No such object" not in body:
+                await self._see_bucket(url)
+            raise self._answered(answer.status, body)
         except aiohttp.ClientConnectorError as error:
             raise RequestFailed(Fault.BUSY, f"{type(error).__name__}: {error}") from error
         except google.auth.exceptions.TransportError as error:
@@ -183,16 +189,17 @@ class GcsBackend:
         except (aiohttp.ClientError, OSError) as error:
             raise RequestFailed(Fault.UNSURE, f"{type(error).__name__}: {error}") from error
 
+    async def _see_bucket(self, url: str) -> None:
+        """Find out whether an object is missing, or all of the bucket."""
+        if url == self._objects():
+            raise StoreError(self._url, f"there is no bucket {self._bucket!r}. Create it, or correct resilience.store")
+        await self._call("GET", self._objects(), params={"maxResults": "1"})
+
     def _answered(self, status: int, body: bytes) -> Exception:
         reason, detail = _described(body)
         told = f"{status} {reason}: {detail}"
         if status == 416:
             return _NothingInRange()
-        if status == 404 and "bucket" in detail.lower():
-            return StoreError(
-                self._url,
-                f"there is no bucket {self._bucket!r}. Create it, or correct resilience.store. It answered {told}",
-            )
         if status == 401:
             return StoreError(self._url, f"the credentials are missing or have expired ({told}). {_CREDENTIALS}")
         fault = _FAULTS.get(reason) or fault_of_status(status)

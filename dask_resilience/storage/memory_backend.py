@@ -41,6 +41,9 @@ class MemoryBackend:
         with _MAKING:
             self._shelf = _SHELVES.setdefault(name, _Shelf())
 
+    async def open(self) -> None:
+        """Need nothing."""
+
     async def put(self, key: str, data: bytes, *, token: str | None, write_id: str) -> None:
         """Write an object that still is what `token` stands for, or that must not exist (None)."""
         shelf = self._shelf

@@ -88,6 +88,9 @@ class ObjectBackend(Protocol):
     person must act: no such bucket, wrong region, no or expired credentials.
     """
 
+    async def open(self) -> None:
+        """Make what requests need, so that none is late because of it. Sends nothing to the bucket."""
+
     async def put(self, key: str, data: bytes, *, token: str | None, write_id: str) -> None:
         """Write an object that still is what `token` stands for, or that must not exist (None)."""
 

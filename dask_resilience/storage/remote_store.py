@@ -74,6 +74,11 @@ class RemoteStore(ConditionalStore):
         self._requests = Requests(backend, url=url, terms=terms or RetryTerms(), jitter=jitter)
         self._grown = GrownObjects(self._requests, self._key)
         self._loop = IoLoop(f"store-{url}")
+        try:
+            self._loop.run(backend.open())
+        except BaseException:
+            self._loop.close()
+            raise
 
     @property
     def url(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import aiobotocore.httpsession
 import aiohttp
 import botocore.exceptions
 import s3fs
@@ -58,6 +59,19 @@ _UNSENT = (
 )
 
 
+class _SentOnce(aiobotocore.httpsession.AIOHTTPSession):  # type: ignore[misc]
+    """Tells when a connection breaks.
+
+    aiohttp would send a PUT a second time by itself where a kept connection breaks before the answer. The answer to
+    that, that the condition does not hold, would be taken for the answer to the first.
+    """
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return session
+
+
 class S3Backend:
     """One bucket.
 
@@ -80,6 +94,7 @@ class S3Backend:
             "read_timeout": 300.0,
             "max_pool_connections": 32,
             **options.get("config_kwargs", {}),
+            "http_session_cls": _SentOnce,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         }
         ours = {"asynchronous": True, "skip_instance_cache": True, "use_listings_cache": False}
@@ -89,6 +104,13 @@ class S3Backend:
             raise StoreError(url, f"resilience.storage-options are not understood: {error}") from error
         # s3fs tries everything five times by itself.
         self._fs.retries = 1
+
+    async def open(self) -> None:
+        """Make the client, which takes a second on a busy machine."""
+        try:
+            await self._fs.set_session()
+        except Exception as error:
+            raise self._translated(error) from error
 
     async def put(self, key: str, data: bytes, *, token: str | None, write_id: str) -> None:
         """Write an object that still is what `token` stands for, or that must not exist (None)."""

@@ -130,11 +130,12 @@ class Faulty:
 
 
 class FaultyStore(Faulty, LocalStore):
-    pass
+    real = LocalStore
 
 
 class FaultyRemoteStore(Faulty, RemoteStore):
     handle_type = FaultyRemoteHandle
+    real = RemoteStore
 
 
 class Ruler:

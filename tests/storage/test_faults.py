@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import pytest
 
 from dask_resilience.errors import StoreError
@@ -15,7 +18,7 @@ from tests.storage import proxy as faults
 from tests.storage.proxy import Fault, Proxy, hang, late, lost_reply, lost_request
 from tests.storage.servers import free_ports, new_place
 
-TERMS = RetryTerms(first_pause_seconds=0.01, longest_pause_seconds=0.1, request_seconds=0.5, total_seconds=2.0)
+TERMS = RetryTerms(first_pause_seconds=0.01, longest_pause_seconds=0.1, request_seconds=0.5, total_seconds=1.5)
 
 #: More than any operation here sends.
 EVERY_TIME = 500
@@ -249,6 +252,7 @@ class TestTroubleThatLasts:
 
     @pytest.mark.parametrize("make", [lost_reply, lost_request])
     def test_reading_never_answers_out_of_ignorance(self, behind, make):
+        behind.store._requests._terms = replace(TERMS, total_seconds=0.3)
         for call in (
             lambda: behind.store.get("a"),
             lambda: behind.store.exists("a"),
@@ -321,7 +325,7 @@ class TestWords:
         with Proxy(fake_gcs.url) as proxy:
             store = Behind("gcs", fake_gcs, proxy).store
             proxy.add(Fault(method="POST", forward=False, status=401, body=b"{}"))
-            with pytest.raises(StoreError, match="missing or have expired.*GOOGLE_APPLICATION_CREDENTIALS"):
+            with pytest.raises(StoreError, match=r"missing or have expired.*GOOGLE_APPLICATION_CREDENTIALS"):
                 store.create("a", b"")
 
     def test_gcs_with_a_key_file_that_is_none(self, tmp_path):
@@ -330,7 +334,7 @@ class TestWords:
 
     @pytest.mark.parametrize("scheme", ["s3", "gs"])
     def test_nobody_listens(self, scheme, moto, fake_gcs, monkeypatch):
-        monkeypatch.setattr("dask_resilience.storage.open_store.RetryTerms", lambda **_: TERMS)
+        monkeypatch.setattr(sys.modules["dask_resilience.storage.open_store"], "RetryTerms", lambda **_: TERMS)
         server = {"s3": moto, "gs": fake_gcs}[scheme]
         (port,) = free_ports(1)
         url = f"{scheme}://bucket/a"

@@ -400,6 +400,7 @@ class TestDamage:
             find_end(log, before=3)
 
 
+@on_files
 class TestFirstRecords:
     """What an epoch's first record may not be, though it checks."""
 
