@@ -62,12 +62,12 @@ class TestCluster:
 
     def test_a_store_that_is_full_is_told(self, faulty, monkeypatch):
         monkeypatch.setattr(faulty, "create", lambda name, data: Outcome.FULL)
-        with pytest.raises(StoreError, match="Free some space|Raise the quota"):
+        with pytest.raises(StoreError, match=r"Free some space|Raise the quota"):
             claim_cluster(faulty, name=None)
 
     def test_it_gives_up_on_a_store_that_is_never_ready(self, faulty, monkeypatch):
         monkeypatch.setattr(faulty, "create", lambda name, data: Outcome.RETRY)
-        with pytest.raises(StoreError, match="holds the lock|was busy"):
+        with pytest.raises(StoreError, match=r"holds the lock|was busy"):
             claim_cluster(faulty, name=None)
 
     def test_threads_that_race_agree(self, faulty):
