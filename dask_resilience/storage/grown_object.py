@@ -33,6 +33,10 @@ _REMEMBERED = 64
 #: More at once is written as several parts, so that a part fits into the deadline of a request.
 PART_BYTES = 8 << 20
 
+#: Parts that are read at the same time. Fewer than a backend has connections, so that the renewal of a lease never
+#: waits for a long replay.
+_AT_ONCE = 24
+
 _LAST_PART = 999_999
 
 _ERRNO = {Outcome.DENIED: errno.EACCES, Outcome.FULL: errno.ENOSPC}
@@ -82,6 +86,7 @@ class GrownObjects:
     def __init__(self, requests: Requests, key: Callable[[str], str]) -> None:
         self._requests = requests
         self._key = key
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         #: By name and identity: where the head and each part end.
         self._ends: OrderedDict[tuple[str, str], list[int]] = OrderedDict()
 
@@ -105,7 +110,11 @@ class GrownObjects:
     async def delete(self, name: str) -> None:
         """Remove the parts of everything that was ever created under a name."""
         async for page in self._requests.pages(self._key(names.all_parts(name))):
-            await asyncio.gather(*(self._requests.delete(key) for key, _ in page.entries))
+            await asyncio.gather(*(self._remove(key) for key, _ in page.entries))
+
+    async def _remove(self, key: str) -> None:
+        async with self._slots:
+            await self._requests.delete(key)
 
     async def _measure(self, name: str, head: Head, *, until: int | None) -> tuple[list[int], dict[int, bytes]]:
         """Tell where the head and each part end, as far as a number of bytes; and parts that were read by that.
@@ -161,7 +170,8 @@ class GrownObjects:
         if number in found:
             return found[number]
         size = ends[number] - ends[number - 1]
-        part = await self._requests.get(self._key(names.part(name, head.identity, number)), nbytes=size)
+        async with self._slots:
+            part = await self._requests.get(self._key(names.part(name, head.identity, number)), nbytes=size)
         if part is None:
             raise JournalCorrupt(name, ends[number - 1], f"part {number} is missing")
         if len(part.data) != size:

@@ -38,9 +38,6 @@ logger = logging.getLogger("distributed.resilience")
 
 _Result = TypeVar("_Result")
 
-#: Reads and writes of one store that run at the same time; more would only wait for each other.
-_AT_ONCE = 16
-
 #: What is allowed for the bytes of an object whose size is not known before it is read.
 _USUAL_BYTES = 1 << 20
 
@@ -74,7 +71,6 @@ class Requests:
         self._url = url
         self._terms = terms
         self._jitter = jitter
-        self._slots = asyncio.Semaphore(_AT_ONCE)
 
     async def put(self, key: str, data: bytes, *, token: str | None) -> Outcome:
         """Create an object (`token` is None) or swap it, and tell what came of it."""
@@ -83,7 +79,7 @@ class Requests:
         unsure = refused = False
         while not refused:
             try:
-                async with self._slots, tries.within(len(data)):
+                async with tries.within(len(data)):
                     await self._backend.put(key, data, token=token, write_id=write_id)
                 return Outcome.OK
             except (RequestFailed, TimeoutError) as error:
@@ -149,7 +145,7 @@ class Requests:
         tries = _Tries(self._terms, self._jitter)
         while True:
             try:
-                async with self._slots, tries.within(nbytes):
+                async with tries.within(nbytes):
                     return await send()
             except (RequestFailed, TimeoutError) as error:
                 failed = tries.failed(error)

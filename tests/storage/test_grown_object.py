@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from support import until
 
 from dask_resilience.errors import JournalCorrupt, StoreError
 from dask_resilience.storage import grown_object, names
@@ -196,6 +199,32 @@ class TestParts:
         backend.requests.clear()
         assert made.list("") == ["log/a", "z"]
         assert len(backend.requests) == 2
+
+    def test_a_long_read_does_not_hold_up_a_renewal(self, made, backend, monkeypatch):
+        handle = grow(made, parts=200)
+        beyond = part_key(handle, 201)
+        real, under_way, most, gate = backend.get, set(), [0], threading.Event()
+
+        async def slow(key, *, end=None):
+            if ".parts" in key and key != beyond:
+                under_way.add(key)
+                most[0] = max(most[0], len(under_way))
+                await asyncio.to_thread(gate.wait, 30)
+                under_way.discard(key)
+            return await real(key, end=end)
+
+        monkeypatch.setattr(backend, "get", slow)
+        made._requests._terms = RetryTerms(request_seconds=30.0)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(made.get, "log/a")
+            try:
+                until(lambda: under_way)
+                assert made.create("lease", b"") is Outcome.OK
+                assert not reading.done()
+            finally:
+                gate.set()
+            assert reading.result().data == b"head" + b"".join(b"<%d>" % number for number in range(1, 201))
+        assert 1 < most[0] <= 24
 
     def test_a_form_of_a_newer_release_is_told(self, made, backend):
         grow(made)
