@@ -16,6 +16,9 @@ from dask_resilience.storage.takeover import leader
 
 logger = logging.getLogger("distributed.resilience")
 
+#: How long a look into the store may take. Libraries of clouds search for credentials for minutes where there are none.
+_STORE_SECONDS = 3.0
+
 #: Where a resilient scheduler describes itself in its identity.
 FIELD = "resilience"
 
@@ -61,6 +64,7 @@ class Compass:
         self._storage_options = storage_options
         self._store: ConditionalStore | None = None
         self._store_refused: str | None = None
+        self._reading: asyncio.Future[Any] | None = None
 
     async def find(self, *, answer_seconds: float = 5.0) -> Ruler | None:
         """The ruling scheduler, or None if nobody who may rule answers now."""
@@ -92,15 +96,26 @@ class Compass:
 
     async def recorded(self) -> str | None:
         """Address in the store's leader record, where the store can be read from here."""
-        record = await asyncio.to_thread(self._read)
+        record = await self._record()
         if record is None or (self.cluster and record.cluster_id != self.cluster) or record.epoch < self.epoch:
             return None
         return record.address or None
 
     async def overtaken(self) -> bool:
         """Whether the store names a newer epoch than the one that we follow."""
-        record = await asyncio.to_thread(self._read)
+        record = await self._record()
         return record is not None and record.cluster_id == self.cluster and record.epoch > self.epoch
+
+    async def _record(self) -> Any:
+        """The leader record, or None when it takes long: there are other ways to find a scheduler."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(asyncio.to_thread(self._read))
+        # Not cancelled: a thread cannot be, and a second one must not wait for the same store.
+        done, _ = await asyncio.wait({self._reading}, timeout=_STORE_SECONDS)
+        if not done:
+            return None
+        reading, self._reading = self._reading, None
+        return None if reading is None else reading.result()
 
     def _read(self) -> Any:
         if self._store_url is None or self._store_url == self._store_refused:
