@@ -111,11 +111,13 @@ class Compass:
         if self._reading is None:
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._read))
         # Not cancelled: a thread cannot be, and a second one must not wait for the same store.
-        done, _ = await asyncio.wait({self._reading}, timeout=_STORE_SECONDS)
+        reading = self._reading
+        done, _ = await asyncio.wait({reading}, timeout=_STORE_SECONDS)
         if not done:
             return None
-        reading, self._reading = self._reading, None
-        return None if reading is None else reading.result()
+        if self._reading is reading:
+            self._reading = None
+        return reading.result()
 
     def _read(self) -> Any:
         if self._store_url is None or self._store_url == self._store_refused:

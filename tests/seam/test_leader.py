@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 
 from distributed.core import Server
 
+from dask_resilience._distributed import leader as leader_module
 from dask_resilience._distributed.leader import Compass, Ruler
+from dask_resilience.errors import StoreError
 
 
 @asynccontextmanager
@@ -62,5 +65,28 @@ def test_a_stock_scheduler_is_found():
         async with scheduler_that_says() as address:
             ruler = await Compass(address, connection_args={}, store_url=None).find()
             assert (ruler.address, ruler.resilient) == (address, False)
+
+    asyncio.run(main())
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    started, gate = [], threading.Event()
+
+    def hangs(*args, **kwargs):
+        started.append(args)
+        gate.wait(30)
+        raise StoreError("s3://bucket", "away")
+
+    monkeypatch.setattr(leader_module, "open_store", hangs)
+    monkeypatch.setattr(leader_module, "_STORE_SECONDS", 0.05)
+
+    async def main():
+        compass = Compass("tcp://127.0.0.1:1", connection_args={}, store_url="s3://bucket")
+        try:
+            for _ in range(3):
+                assert await asyncio.wait_for(compass.recorded(), 5) is None
+            assert len(started) == 1
+        finally:
+            gate.set()
 
     asyncio.run(main())
