@@ -79,7 +79,7 @@ class StoreConformance:
 
     @pytest.mark.parametrize(
         "data",
-        [b"", b"\0" * 100_000, bytes(range(256)) * 5000, b"a\n--==0==--b\r\n"],
+        [b"", b"\0" * 100_000, bytes(range(256)) * 5000, b"a\n--==0==--b\r\n--==0==--\r\nc"],
         ids=["none", "zeros", "megabyte", "boundary"],
     )
     def test_any_bytes_come_back(self, conditional_store, data):
