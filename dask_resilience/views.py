@@ -47,9 +47,12 @@ class Inventory:
         Tasks on its threads: key to run id.
     erred
         Tasks that failed there and whose failure may not have arrived: key to run id.
+    stale
+        Keys of which it holds something that belongs to an earlier meaning of the key, to be freed.
     """
 
     worker: Address
     memory: Mapping[Key, int] = field(default_factory=dict)
     running: Mapping[Key, int] = field(default_factory=dict)
     erred: Mapping[Key, int] = field(default_factory=dict)
+    stale: frozenset[Key] = frozenset()

@@ -67,6 +67,9 @@ by_class = {
     records.PluginRegistered: st.builds(records.PluginRegistered, kind=kinds, name=names, plugin=raw),
     records.PluginUnregistered: st.builds(records.PluginUnregistered, kind=kinds, name=names),
     records.ClusterClosed: st.builds(records.ClusterClosed, reason=names),
+    records.SharedChanged: st.builds(
+        records.SharedChanged, kind=st.text(max_size=9), name=keys, value=st.none() | st.binary(max_size=99)
+    ),
     records.ActorsMade: st.builds(records.ActorsMade, keys=key_tuples),
 }
 any_record = st.one_of(*by_class.values())

@@ -28,7 +28,7 @@ CHANGED = {
     "storage-options": ({"key": "a", "client_kwargs": {"b_c": 1}}, {"key": "a", "client_kwargs": {"b_c": 1}}),
     "cluster": ("prod", "prod"),
     "leader-poll": ("200ms", 0.2),
-    "journal.commit-interval": ("20ms", 0.02),
+    "journal.commit-interval": ("30ms", 0.03),
     "journal.segment-size": ("1 MiB", 2**20),
     "journal.pending-limit": ("1 GiB", 2**30),
     "journal.on-failure": ("stop-scheduler", "stop-scheduler"),

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 
@@ -42,6 +43,8 @@ logger = logging.getLogger("distributed.resilience")
 _DURABLE_OPS = frozenset({"update-graph", "cancel-keys", "client-desires-keys"})
 #: Answers of the scheduler to a join that has to wait for its recovery.
 _JOIN_ANSWER_SECONDS = 600.0
+#: How many of the keys that were let go last are remembered: one that is used again may mean something else.
+_REMEMBERED_KEYS = 10_000
 #: How long closing waits for the acks of what was just submitted.
 _CLOSE_DRAIN_SECONDS = 2.0
 
@@ -85,6 +88,8 @@ class ResilientClient(distributed.Client):
         self._on_worker: str = kwargs.pop("on_worker", "")
         self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._sequence = 0
+        self._let_go: OrderedDict[Any, None] = OrderedDict()
+        self._cluster_ended = False
         self._compass: Any = None  # a Compass once the first scheduler is known
         self._ruler: Ruler | None = None
         self._joined = asyncio.Event()
@@ -95,6 +100,7 @@ class ResilientClient(distributed.Client):
 
     async def _start(self, timeout: Any = distributed.client.no_default, **kwargs: Any) -> Any:
         self._stream_handlers["resilience-ack"] = self._handle_ack
+        self._stream_handlers["resilience-closed"] = self._handle_cluster_closed
         return await super()._start(timeout=timeout, **kwargs)
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
@@ -141,6 +147,11 @@ class ResilientClient(distributed.Client):
         if not ruler.resilient:
             self._outbox.clear()
             self._dispatch(await self._register(ruler, limit))
+            logger.warning(
+                "The scheduler at %s keeps no journal, so futures end with it: start it with "
+                "`--preload dask_resilience.preload`, or call dask_resilience.install(client)",
+                ruler.address,
+            )
         else:
             with self._refcount_lock:
                 wants = list(self.refcount)
@@ -150,8 +161,12 @@ class ResilientClient(distributed.Client):
             rest = await self._register(ruler, limit)
             if not first:
                 self._reconcile(answer)
+                logger.warning("Found the scheduler at %s, epoch %d; going on", ruler.address, ruler.epoch)
             self._send_what_came_meanwhile(wants, handed)
+            for topic in self._event_handlers:
+                self._send_to_scheduler_safe({"op": "subscribe-topic", "topic": topic, "client": self.id})
             self._dispatch(rest)
+            self._cluster_ended = False
         self._joined.set()
         if ruler.resilient and (self._watching is None or self._watching.done()):
             self._watching = asyncio.create_task(self._watch_leader(), name="resilience-watch")
@@ -298,7 +313,9 @@ class ResilientClient(distributed.Client):
         self.scheduler_comm = None
         self._joined.clear()
         self.rpc.remove(self._compass.address)
-        deadline = monotonic() + self._patience_seconds
+        # A cluster that was closed is not expected back; stock looks for another one for as long.
+        patience = min(self._timeout, self._patience_seconds) if self._cluster_ended else self._patience_seconds
+        deadline = monotonic() + patience
         while self.status == "connecting" and monotonic() < deadline:
             try:
                 await self._ensure_connected(timeout=min(self._timeout, max(1.0, deadline - monotonic())))
@@ -324,6 +341,14 @@ class ResilientClient(distributed.Client):
                 msg=f"No scheduler of this cluster came back within {self._patience_seconds:g} s.",
             )
         self.futures.clear()
+
+    def _handle_cluster_closed(self) -> None:
+        """The scheduler ends in order, and with it what was asked of it."""
+        self._cluster_ended = True
+        for state in self.futures.values():
+            state.cancel(reason="cluster-closed", msg="The cluster was closed.")
+        self.futures.clear()
+        self._outbox.clear()
 
     async def _watch_leader(self) -> None:
         """A stopped scheduler keeps its sockets open: only the leader record tells that it was replaced."""
@@ -369,21 +394,35 @@ class ResilientClient(distributed.Client):
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
         plain = self._ruler is not None and not self._ruler.resilient
         if msg["op"] not in _DURABLE_OPS or "seq" in msg or plain:
+            if msg["op"] == "client-releases-keys":
+                self._remember_let_go(msg["keys"])
             super()._send_to_scheduler(msg)
             return
         # The same lock guards the reference counts: whoever reads both sees a key with its graph, or neither.
         with self._refcount_lock:
             self._sequence += 1
             msg = {**msg, "seq": self._sequence, "origin": self.id}
+            if msg["op"] == "update-graph" and (again := self._let_go.keys() & msg["keys"]):
+                msg["again"] = list(again)
+                for key in again:
+                    del self._let_go[key]
+            elif msg["op"] == "cancel-keys":
+                self._remember_let_go(msg["keys"])
             self._outbox[self._sequence] = msg
             super()._send_to_scheduler(msg)
+
+    def _remember_let_go(self, keys: Iterable[Any]) -> None:
+        for key in keys:
+            self._let_go[key] = None
+        while len(self._let_go) > _REMEMBERED_KEYS:
+            self._let_go.popitem(last=False)
 
     def _send_to_scheduler_safe(self, msg: dict[str, Any]) -> None:
         if self.status in ("running", "closing"):
             if self.scheduler_comm is None:
                 return
             if self._ruler is not None and not self._ruler.resilient:
-                msg = {name: value for name, value in msg.items() if name not in ("seq", "origin")}
+                msg = {name: value for name, value in msg.items() if name not in ("seq", "origin", "again")}
             try:
                 self.scheduler_comm.send(msg)
             except CommClosedError:

@@ -29,7 +29,7 @@ class Holdings:
     Parameters
     ----------
     memory
-        Key to (size in bytes, type name).
+        Key to (size in bytes, type name, run id; -1 for what was fetched or scattered).
     running
         Key to run id.
     long_running
@@ -42,31 +42,49 @@ class Holdings:
         Keys that lately came as data, not as results.
     finished
         The last tasks that this worker completed: key to run id.
+    failed
+        The last failures on this worker: key to run ids.
     shuffle_run
         The highest run id of a P2P shuffle that this worker has seen.
     cluster, epoch
         The scheduler that this worker served before; an empty name if none.
     """
 
-    memory: Mapping[Key, tuple[int, str]] = field(default_factory=dict)
+    memory: Mapping[Key, tuple[int, str, int]] = field(default_factory=dict)
     running: Mapping[Key, int] = field(default_factory=dict)
     long_running: frozenset[Key] = frozenset()
     erred: Mapping[Key, tuple[int, Any, Any, str, str]] = field(default_factory=dict)
     actors: frozenset[Key] = frozenset()
     scattered: frozenset[Key] = frozenset()
     finished: Mapping[Key, int] = field(default_factory=dict)
+    failed: Mapping[Key, tuple[int, ...]] = field(default_factory=dict)
     shuffle_run: int = 0
     cluster: str = ""
     epoch: int = 0
 
-    def view(self, worker: str) -> Inventory:
-        """The part that the recovery plan looks at."""
-        return Inventory(
-            worker=worker,
-            memory={key: nbytes for key, (nbytes, _) in self.memory.items()},
-            running=self.running,
-            erred={key: error[0] for key, error in self.erred.items()},
-        )
+    def view(self, worker: str, first_runs: Mapping[Key, int]) -> Inventory:
+        """The part that the recovery plan looks at.
+
+        Parameters
+        ----------
+        worker
+            Address of the worker.
+        first_runs
+            The first run that counts of each key that had another meaning before.
+        """
+        memory = {key: nbytes for key, (nbytes, _, _) in self.memory.items()}
+        running = dict(self.running)
+        erred = {key: error[0] for key, error in self.erred.items()}
+        stale = set()
+        for key, first in first_runs.items():
+            if key in memory and self.memory[key][2] < first:
+                stale.add(key)
+                del memory[key]
+            for runs in (running, erred):
+                if runs.get(key, first) < first:
+                    stale.add(key)
+                    del runs[key]
+        return Inventory(worker=worker, memory=memory, running=running, erred=erred, stale=frozenset(stale))
 
     def pack(self) -> bytes:
         return dumps({name: getattr(self, name) for name in self.__slots__})
@@ -81,6 +99,7 @@ def take(
     worker: Worker,
     *,
     finished: Mapping[Key, int],
+    failed: Mapping[Key, tuple[int, ...]],
     scattered: Iterable[Key],
     shuffle_run: int,
     cluster: str,
@@ -95,13 +114,13 @@ def take(
     if back:
         worker.handle_stimulus(FreeKeysEvent(keys=back, stimulus_id="resilience-give-back"))
 
-    memory: dict[Key, tuple[int, str]] = {}
+    memory: dict[Key, tuple[int, str, int]] = {}
     running: dict[Key, int] = {}
     long_running: set[Key] = set()
     erred: dict[Key, tuple[int, Any, Any, str, str]] = {}
     for key, ts in state.tasks.items():
         if ts.state == "memory":
-            memory[key] = (ts.get_nbytes(), typename(ts.type) if ts.type is not None else "")
+            memory[key] = (ts.get_nbytes(), typename(ts.type) if ts.type is not None else "", ts.run_id)
         elif ts.state in _RUNNING:
             running[key] = ts.run_id
             if ts.state == "long-running":
@@ -116,6 +135,7 @@ def take(
         actors=frozenset(state.actors) & memory.keys(),
         scattered=frozenset(scattered) & memory.keys(),
         finished=dict(finished),
+        failed=dict(failed),
         shuffle_run=shuffle_run,
         cluster=cluster,
         epoch=epoch,

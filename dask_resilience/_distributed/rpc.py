@@ -13,7 +13,13 @@ from dask_resilience.errors import CallInterrupted
 
 #: Calls that run user code or change the cluster in a way that a second run would change again. When the connection
 #: breaks after they were sent, nobody knows whether they ran: the caller is told instead of guessing.
-NOT_REPEATABLE = frozenset({"run_function", "broadcast", "proxy", "restart", "restart_workers", "terminate", "retry"})
+NOT_REPEATABLE = frozenset(
+    {"run_function", "broadcast", "proxy", "restart", "restart_workers", "retry", "publish_put", "publish_delete"}
+)
+
+
+#: Calls that end whoever is asked: the link that breaks is the answer.
+_ENDS_THE_LINK = frozenset({"terminate"})
 
 
 class Link(Protocol):
@@ -61,21 +67,24 @@ class FollowingRPC(PooledRPCCall):
             while True:
                 await self._link.up()
                 address = self._link.address
-                sent = False
+                comm = None
                 try:
                     comm = await self.pool.connect(address)
                     previous_name, comm.name = comm.name, f"FollowingRPC.{key}"
-                    sent = True
                     try:
                         return await send_recv(comm=comm, op=key, **kwargs)
                     finally:
                         self.pool.reuse(address, comm)
                         comm.name = previous_name
-                except TimeoutError:  # an OSError since Python 3.11, but an answer, not a broken link
-                    raise
                 except OSError as error:
-                    if sent and key in NOT_REPEATABLE:
-                        raise CallInterrupted(key) from error
+                    if comm is not None:
+                        # An error that the handler raised is an answer, whatever its type.
+                        if not comm.closed() or key in _ENDS_THE_LINK:
+                            raise
+                        if key in NOT_REPEATABLE:
+                            raise CallInterrupted(key) from error
+                    elif isinstance(error, TimeoutError):
+                        raise
                     self._link.suspect(address)
                     await asyncio.sleep(0.05)
 

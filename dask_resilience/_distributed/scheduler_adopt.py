@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from time import time
 from typing import Any, TypeAlias
@@ -74,28 +74,56 @@ def in_flight_shuffles(scheduler: Any, holdings: Iterable[Holdings]) -> set[Key]
     return distrust
 
 
-def plan(scheduler: Any, holdings: Mapping[Address, Holdings], retried: Mapping[TaskState, int]) -> RecoveryPlan:
+def plan(scheduler: Any, holdings: Mapping[Address, Holdings], tap: Tap) -> RecoveryPlan:
     """The plan for everything that the returned workers hold."""
+    first_runs = {ts.key: run_id for ts, run_id in tap.first_runs.items() if scheduler.tasks.get(ts.key) is ts}
     return plan_recovery(
-        view(scheduler, retried),
-        [held.view(address) for address, held in holdings.items()],
+        view(scheduler, tap.retried),
+        [held.view(address, first_runs) for address, held in holdings.items()],
         distrust=in_flight_shuffles(scheduler, holdings.values()),
     )
 
 
-def fence_run_ids(scheduler: Any, epoch: int, holdings: Iterable[Holdings]) -> None:
-    """Make run ids of tasks and shuffles larger than any of an older epoch.
+def fence_run_ids(epoch: int) -> None:
+    """Make run ids of tasks larger than any of an older epoch.
 
-    Both counters belong to classes of Dask and only ever advance, which is harmless to other schedulers in the
-    process.
+    The counter belongs to a class of Dask and only ever advances, which is harmless to other schedulers in the process.
     """
     floor = epoch * _RUN_IDS_AN_EPOCH
     if next(TaskState._run_id_iterator) < floor:
         TaskState._run_id_iterator = itertools.count(floor)
+
+
+def fence_shuffles(epoch: int, holdings: Iterable[Holdings]) -> None:
+    """Make run ids of P2P shuffles larger than any of an older epoch; as with those of tasks, they only advance."""
     shuffle_floor = max([epoch * _SHUFFLES_AN_EPOCH, *(held.shuffle_run for held in holdings)])
     counter = next(f for f in fields(ShuffleRunSpec) if f.name == "run_id").default_factory.args[0]  # type: ignore[union-attr]
     while next(counter) < shuffle_floor:
         pass
+
+
+def count_failures(scheduler: Any, holdings: Collection[Holdings], tap: Tap) -> None:
+    """Use up the retries of failures that were answered, although the journal does not say so yet."""
+    failed: dict[Key, set[int]] = {}
+    open_ends: dict[Key, int] = {}
+    goes_on: set[Key] = set()
+    for held in holdings:
+        goes_on.update(held.running, held.memory)
+        for key, run_ids in held.failed.items():
+            failed.setdefault(key, set()).update(run_ids)
+        for key, error in held.erred.items():
+            open_ends[key] = max(error[0], open_ends.get(key, -1))
+    for key, runs in failed.items():
+        ts = scheduler.tasks.get(key)
+        if ts is None or not ts.retries:
+            continue
+        counted = max(tap.retried.get(ts, -1), tap.first_runs.get(ts, 0) - 1)
+        # The last failure of a task that goes on nowhere is about to be reported, and counts then.
+        limit = float("inf") if key in goes_on else open_ends.get(key, float("inf"))
+        answered = [run_id for run_id in runs if counted < run_id < limit]
+        if answered:
+            ts.retries = max(0, ts.retries - len(answered))
+            tap.will_retry(ts, max(answered))
 
 
 def err_lost_actors(
@@ -194,7 +222,7 @@ def adopt_memory(scheduler: Any, ws: WorkerState, key: Key, held: Holdings) -> N
     ts = scheduler.tasks.get(key)
     if ts is None:
         return
-    nbytes, typename = held.memory[key]
+    nbytes, typename, _ = held.memory[key]
     if ts.state != "memory":
         ts.set_nbytes(nbytes)
         ts.type = typename
@@ -305,7 +333,9 @@ def late(scheduler: Any, ws: WorkerState, held: Holdings, tap: Tap) -> None:
     }
     # A shuffle that is under way belongs to a run that this worker left; one that is over needs nothing of it.
     distrust = in_flight_shuffles(scheduler, [held])
-    decided = plan_late(views, {key: tasks[key].state for key in looked_at}, held.view(ws.address), distrust=distrust)
+    first_runs = {key: run_id for key in keys if (run_id := tap.first_runs.get(tasks[key])) is not None}
+    inventory = held.view(ws.address, first_runs)
+    decided = plan_late(views, {key: tasks[key].state for key in looked_at}, inventory, distrust=distrust)
     _enact_late(scheduler, ws, held, decided, tap)
 
 
@@ -318,7 +348,7 @@ def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePl
     for key in decided.adopt_memory:
         # As if the worker had just finished it: dependents, dependencies and clients learn of it by Dask's own code.
         ts = scheduler.tasks[key]
-        nbytes, typename = held.memory[key]
+        nbytes, typename, _ = held.memory[key]
         _leave_queues(scheduler, ts)
         ts.set_nbytes(nbytes)
         # It replaces what a client was to be told before, so each result has a mail of its own.

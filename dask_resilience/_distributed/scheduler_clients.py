@@ -42,6 +42,10 @@ class Joining:
     answer: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
+#: How long a scheduler that ends waits until its clients were told.
+_GOODBYE_SECONDS = 0.5
+
+
 class Clients:
     """Registration of clients on one scheduler.
 
@@ -104,6 +108,15 @@ class Clients:
             if not joining.answer.done():
                 joining.answer.set_result(None)
 
+    async def say_goodbye(self) -> None:
+        """The cluster ends in order: nobody needs to look for a successor."""
+        streams = [self.scheduler.client_comms[c] for c in self.resilient if c in self.scheduler.client_comms]
+        for stream in streams:
+            stream.send({"op": "resilience-closed"})
+        deadline = time() + _GOODBYE_SECONDS
+        while any(stream.buffer for stream in streams if not stream.closed()) and time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
     async def _end_old_stream(self, client: str) -> None:
         """The client left its old stream; stock would take the new one down when it notices."""
         deadline = time() + 10
@@ -165,7 +178,7 @@ class Clients:
         if old is not None and client in self.resilient:
             self.scheduler.clients[client].wants_what.update(old.wants_what)
         worker = self.resilient.get(client)
-        self.tap.record(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
+        self.tap.record_at_once(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
         # The stream is there as soon as stock has returned to the event loop.
         asyncio.get_running_loop().call_soon(self.tap.send_ack, client)
 

@@ -146,6 +146,13 @@ class Handover:
                 continue
             if ts.state == "memory" and not ts.who_has:
                 recommendations[key] = finish
+            elif ts.state == "memory":
+                # What was given back while this result had no holder waits for it.
+                for dependent in ts.waiters or ():
+                    if dependent.state == "waiting" and ts in dependent.waiting_on:
+                        dependent.waiting_on.discard(ts)
+                        if not dependent.waiting_on:
+                            recommendations[dependent.key] = "processing"
             elif ts.state == "released" and (ts.waiters or ts.who_wants):
                 recommendations[key] = "waiting"
         if recommendations:

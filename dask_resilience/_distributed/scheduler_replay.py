@@ -51,6 +51,12 @@ class Replay:
         self.scheduler_plugins: dict[str, bytes] = {}
         #: Actors that came to be. A task that was forgotten and submitted again is another task with the same key.
         self.actors_made: WeakValueDictionary[Key, TaskState] = WeakValueDictionary()
+        #: What is shared by name: (kind, name) to its value, the last to change last.
+        self.shared: dict[tuple[str, Key], bytes] = {}
+        #: The first run that counts of each task whose key had another meaning before.
+        self.first_runs: WeakKeyDictionary[TaskState, int] = WeakKeyDictionary()
+        #: Graphs that could not be unpickled, by stimulus, and what their keys were told.
+        self._unread: dict[str, tuple[records.GraphSubmitted, Serialized]] = {}
         #: The last run of each task whose failure was answered with a retry.
         self.retried: WeakKeyDictionary[TaskState, int] = WeakKeyDictionary()
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
@@ -66,6 +72,7 @@ class Replay:
             records.RetriesLeft: self._retries_left,
             records.RestrictionsSet: self._restrictions_set,
             records.ActorsMade: self._actors_made,
+            records.SharedChanged: self._shared_changed,
             records.ClientJoined: self._client_joined,
             records.ClientLeft: self._client_left,
             records.WorkerJoined: self._worker_joined,
@@ -119,6 +126,8 @@ class Replay:
         self.client_workers.clear()
         self.scheduler_plugins.clear()
         self.actors_made.clear()
+        self.shared.clear()
+        scheduler.task_metadata.clear()
         self.closed = True
 
     # Graphs and what is wanted
@@ -132,15 +141,43 @@ class Replay:
         except Exception as error:  # noqa: BLE001 - unpickling runs foreign code, which raises what it likes
             self._unreadable(record, error)
             return
+        self._submit(record, expr, rest, set(record.keys))
+
+    def read_again(self) -> None:
+        """What was not readable may be, now that the plugins of clients run: they bring modules."""
+        unread, self._unread = self._unread, {}
+        for record, exception in unread.values():
+            keys = {
+                key
+                for key in record.keys
+                if (ts := self.scheduler.tasks.get(key)) is not None and ts.exception is exception
+            }
+            if not keys:
+                continue
+            try:
+                rest = loads(record.rest)
+                expr = deserialize(rest.pop("header"), list(record.frames))
+            except Exception as error:  # noqa: BLE001 - as above
+                logger.error("%s", GraphUnreadable(record.keys, f"{type(error).__name__}: {error}"))  # noqa: TRY400
+                continue
+            for key in keys:
+                _clear_error(self.scheduler.tasks[key])
+            self._submit(record, expr, rest, keys)
+
+    def _submit(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any], keys: set[Key]) -> None:
+        if again := rest.get("again"):
+            self.scheduler.client_releases_keys(keys=again, client=record.client, stimulus_id="resilience-replay")
         try:
-            self._submit(record, expr, rest)
+            self._create(record, expr, rest, keys)
         except Exception:
             # The scheduler refused it then as well, and told the client.
             logger.info("Graph %s could not be materialized", record.stimulus_id, exc_info=True)
+        for key in again or ():
+            if (ts := self.scheduler.tasks.get(key)) is not None:
+                self.first_runs[ts] = rest["first_run"]
 
-    def _submit(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any]) -> None:
+    def _create(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any], keys: set[Key]) -> None:
         scheduler = self.scheduler
-        keys = set(record.keys)
         dsk, annotations_by_type = _materialize_graph(expr=expr, validate=scheduler.validate)
         if isinstance(expr, LLGExpr):
             dsk = _cull(dsk, keys)  # type: ignore[arg-type]
@@ -167,8 +204,8 @@ class Replay:
 
     def _unreadable(self, record: records.GraphSubmitted, error: Exception) -> None:
         problem = GraphUnreadable(record.keys, f"{type(error).__name__}: {error}")
-        logger.error("%s", problem)
         exception = Serialized(*serialize(problem))
+        self._unread[record.stimulus_id] = record, exception
         for key in record.keys:
             ts = self.scheduler.tasks.get(key)
             if ts is None:
@@ -233,8 +270,7 @@ class Replay:
         for key in record.keys:
             ts = self.scheduler.tasks.get(key)
             if ts is not None and ts.state == "erred":
-                ts.exception = ts.exception_blame = ts.traceback = ts.erred_on = None
-                ts.state = "released"
+                _clear_error(ts)
                 self.actors_made.pop(key, None)
 
     def _tasks_suspected(self, record: records.TasksSuspected) -> None:
@@ -263,6 +299,16 @@ class Replay:
             ts = self.scheduler.tasks.get(key)
             if ts is not None:
                 self.actors_made[key] = ts
+
+    def _shared_changed(self, record: records.SharedChanged) -> None:
+        if record.kind == "metadata":
+            # At its place: it goes with the task that it belongs to.
+            if record.value is not None and isinstance(record.name, tuple):
+                self.scheduler.set_metadata(list(record.name), loads(record.value)[0])
+            return
+        self.shared.pop((record.kind, record.name), None)
+        if record.value is not None:
+            self.shared[record.kind, record.name] = record.value
 
     # Members and plugins
 
@@ -302,6 +348,11 @@ class Replay:
             "scheduler": self.scheduler_plugins,
         }
         plugins[record.kind].pop(record.name, None)
+
+
+def _clear_error(ts: Any) -> None:
+    ts.exception = ts.exception_blame = ts.traceback = ts.erred_on = None
+    ts.state = "released"
 
 
 def _err(

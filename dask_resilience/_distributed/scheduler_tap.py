@@ -39,6 +39,9 @@ class Log(Protocol):
     def append(self, record: records.Record) -> int:
         """Queue `record`; its LSN is durable some time later."""
 
+    def hurry(self) -> None:
+        """Make it durable without gathering more."""
+
 
 class Tap:
     """Hangs between a scheduler and the messages that reach it.
@@ -57,6 +60,8 @@ class Tap:
         The last message of each client that the journal holds, from the replay.
     retried
         The last run of a task whose failure was answered with a retry, from the replay.
+    first_runs
+        The first run that counts of a task whose key had another meaning before, from the replay.
     """
 
     def __init__(
@@ -68,11 +73,13 @@ class Tap:
         commit_interval_seconds: float,
         last_seq: dict[str, int],
         retried: MutableMapping[TaskState, int],
+        first_runs: MutableMapping[TaskState, int],
     ) -> None:
         self.scheduler: Any = scheduler
         self.log = log
         self.last_seq = last_seq
         self.retried = retried
+        self.first_runs = first_runs
         self._pending_limit_bytes = pending_limit_bytes
         self._commit_interval_seconds = max(commit_interval_seconds, 0.001)
         self._acks: deque[tuple[int, str, int]] = deque()
@@ -101,8 +108,8 @@ class Tap:
         s._client_releases_keys = self._released_by_completion(s._client_releases_keys)
         s.update_data = self._update_data(s.update_data)
         stream["update-data"] = s.update_data
-        s.handlers["update_data"] = self._durable(s.update_data)
-        s.handlers["scatter"] = self._durable(s.handlers["scatter"])
+        s.handlers["update_data"] = self.durable_call(s.update_data)
+        s.handlers["scatter"] = self.durable_call(s.handlers["scatter"])
         s.handlers["resilience_committed"] = self.committed
         s.handlers["restart"] = self._restart(s.handlers["restart"])
         s.set_restrictions = self._set_restrictions(s.set_restrictions)
@@ -156,6 +163,11 @@ class Tap:
             self._acks.append((lsn, client, seq))
         return lsn
 
+    def record_at_once(self, record: records.Record) -> None:
+        """Append what a successor should know although this scheduler may die in the next moment."""
+        self.record(record)
+        self.log.hurry()
+
     def ack_again(self, client: str, seq: int) -> None:
         """A message came twice: its ack may have been lost."""
         self._acks.append((self._last_lsn, client, seq))
@@ -194,6 +206,7 @@ class Tap:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((self._last_lsn, waiter))
+        self.log.hurry()
         await waiter
 
     async def room(self) -> None:
@@ -239,12 +252,26 @@ class Tap:
             self.record(record, client=client, seq=seq)
             failpoint("graph.after-record")
             msg["stimulus_id"] = record.stimulus_id
+            again = msg.pop("again", ())
+            if again:
+                self._let_go(client, again, record.stimulus_id)
+                first_run = next(TaskState._run_id_iterator)
             if msg.get("actors"):
                 self.expect_actors()
             await stock(client=client, **msg)
+            for key in again:
+                if (ts := self.scheduler.tasks.get(key)) is not None:
+                    self.first_runs[ts] = first_run
             failpoint("graph.after-apply")
 
         return update_graph
+
+    def _let_go(self, client: str, keys: list[Key], stimulus_id: str) -> None:
+        """A key that its client uses again was let go before, also where that message was lost with a link."""
+        held = self.scheduler.clients.get(client)
+        tasks = self.scheduler.tasks
+        if held is not None and any((ts := tasks.get(key)) is not None and ts in held.wants_what for key in keys):
+            self.scheduler.client_releases_keys(keys=keys, client=client, stimulus_id=stimulus_id)
 
     def _client_desires_keys(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
@@ -328,7 +355,7 @@ class Tap:
 
         return update_data
 
-    def _durable(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def durable_call(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         """Answer only when what the call recorded is durable."""
 
         @wraps(stock)
@@ -452,6 +479,9 @@ def graph_record(client: str, seq: int, msg: dict[str, Any]) -> records.GraphSub
     rest["header"] = graph.header
     # Graphs that came further apart than their `fifo_timeout` run one after the other, after a replay as well.
     rest["received"] = time()
+    if msg.get("again"):
+        # Runs with a smaller id belong to what these keys meant before.
+        rest["first_run"] = next(TaskState._run_id_iterator)
     return records.GraphSubmitted(
         client=client,
         seq=seq,

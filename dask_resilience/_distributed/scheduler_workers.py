@@ -166,7 +166,7 @@ class Workers:
     def added(self, address: Address) -> None:
         """Called by the scheduler's plugin hook while a worker is being added, before anything is scheduled on it."""
         ws = self.scheduler.workers[address]
-        self.tap.record(records.WorkerJoined(address=address, name=ws.name, nanny=ws.nanny or None))
+        self.tap.record_at_once(records.WorkerJoined(address=address, name=ws.name, nanny=ws.nanny or None))
         if self.adoption is not None and address in self._unsettled:
             self.adoption.worker_added(ws)
             self._settled(address)

@@ -37,6 +37,7 @@ logger = logging.getLogger("distributed.resilience")
 #: Reasons for which a stock worker closes although only its scheduler is gone.
 _SCHEDULER_GONE = frozenset({"worker-handle-scheduler-connection-broken", "worker-heartbeat-missing"})
 _REMEMBERED_RUNS = 4096
+_REMEMBERED_FAILURES = 64
 _BUFFERED_EVENTS = 1000
 
 
@@ -76,6 +77,7 @@ class WorkerLink:
             storage_options=storage_options,
         )
         self.finished: OrderedDict[Key, int] = OrderedDict()
+        self.failed: OrderedDict[Key, tuple[int, ...]] = OrderedDict()
         self._scattered: deque[Key] = deque(maxlen=_REMEMBERED_RUNS)
         self._connected = asyncio.Event()
         self._registering = False
@@ -131,10 +133,10 @@ class WorkerLink:
 
     def _batched_send(self, msg: dict[str, Any]) -> None:
         if msg["op"] == "task-finished":
-            self.finished[msg["key"]] = msg["run_id"]
-            self.finished.move_to_end(msg["key"])
-            if len(self.finished) > _REMEMBERED_RUNS:
-                self.finished.popitem(last=False)
+            _remember(self.finished, msg["key"], msg["run_id"])
+        elif msg["op"] == "task-erred":
+            earlier = self.failed.get(msg["key"], ())
+            _remember(self.failed, msg["key"], (*earlier, msg["run_id"])[-_REMEMBERED_FAILURES:])
         if self._registering:
             self.worker.batched_stream.send(msg)
         elif self._connected.is_set():
@@ -254,6 +256,7 @@ class WorkerLink:
             holdings = inventory.take(
                 worker,
                 finished=self.finished,
+                failed=self.failed,
                 scattered=self._scattered,
                 shuffle_run=self._shuffle_run,
                 cluster=self.compass.cluster,
@@ -368,3 +371,10 @@ class WorkerLink:
                 comm = self.worker.batched_stream.comm
                 if comm is not None:
                     comm.abort()
+
+
+def _remember(runs: OrderedDict[Key, Any], key: Key, value: Any) -> None:
+    runs[key] = value
+    runs.move_to_end(key)
+    if len(runs) > _REMEMBERED_RUNS:
+        runs.popitem(last=False)

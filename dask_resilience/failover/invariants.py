@@ -105,7 +105,7 @@ def held_is_adopted_or_forgotten(facts: Facts, plan: RecoveryPlan) -> bool:
     held = {
         (inventory.worker, key)
         for inventory in facts.inventories
-        for key in (*inventory.memory, *inventory.running, *inventory.erred)
+        for key in (*inventory.memory, *inventory.running, *inventory.erred, *inventory.stale)
     }
     adopted = _adopted(plan)
     forgotten = {(address, key) for address, keys in plan.forget.items() for key in keys}

@@ -256,6 +256,7 @@ def _forget(
     for address, inventory in by_address.items():
         # Every replica of an adopted result is adopted: no need to look at its addresses.
         unused: dict[Key, None] = dict.fromkeys(key for key in inventory.memory if key not in adopt_memory)
+        unused.update(dict.fromkeys(sorted(inventory.stale, key=str)))
         for held in (inventory.running, inventory.erred):
             for key, run_id in held.items():
                 adopted_here = adopted_runs.get(key) == (address, run_id) or (
@@ -379,7 +380,7 @@ def plan_late(
         if takes(key) and key not in kept and run_id > tasks.get(key, _UNKNOWN).retried_run
     }
     kept.update(erred)
-    held = dict.fromkeys((*inventory.memory, *inventory.running, *inventory.erred))
+    held = dict.fromkeys((*inventory.memory, *inventory.running, *inventory.erred, *sorted(inventory.stale, key=str)))
     return LatePlan(
         add_replica=tuple(replicas),
         adopt_memory=tuple(results),

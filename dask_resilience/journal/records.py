@@ -245,6 +245,15 @@ class ClusterClosed(Record):
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedChanged(Record):
+    """A variable, event, semaphore, lease, dataset or metadata has a new value, given pickled; None: it is gone."""
+
+    kind: str
+    name: Key
+    value: bytes | None
+
+
 #: Type numbers on disk. They are for ever: add at the end, never renumber, never use one again.
 REGISTRY: Final[Mapping[int, type[Record]]] = {
     1: EpochStarted,
@@ -266,4 +275,5 @@ REGISTRY: Final[Mapping[int, type[Record]]] = {
     17: PluginUnregistered,
     18: ClusterClosed,
     19: ActorsMade,
+    20: SharedChanged,
 }

@@ -19,6 +19,7 @@ from dask_resilience.failover.barrier import BarrierTerms
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.plugins.gathering import Gathering
+from dask_resilience.types import Key
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -36,6 +37,8 @@ class Recovery:
         Takes what the journal must hear of it.
     workers, clients
         The members, attached.
+    owners
+        Whoever holds keys and is no client: variables and published datasets.
     epoch
         Number of the reign that begins.
     terms
@@ -55,6 +58,7 @@ class Recovery:
         tap: Tap,
         workers: Workers,
         clients: Clients,
+        owners: frozenset[str],
         epoch: int,
         terms: BarrierTerms,
     ) -> None:
@@ -63,6 +67,7 @@ class Recovery:
         self._tap = tap
         self._workers = workers
         self._clients = clients
+        self._owners = owners
         self._epoch = epoch
         self._gathering = Gathering(
             terms,
@@ -84,6 +89,7 @@ class Recovery:
     async def run(self, serve: Callable[[], None]) -> None:
         """Gather, plan and enact; then call `serve` in the turn of the event loop in which the last worker is in."""
         begun = time()
+        scheduler_adopt.fence_run_ids(self._epoch)
         for name, plugin in self._replay.scheduler_plugins.items():
             try:
                 await Scheduler.register_scheduler_plugin(
@@ -91,6 +97,7 @@ class Recovery:
                 )
             except Exception:
                 logger.exception("Scheduler plugin %s could not be started again", name)
+        self._replay.read_again()
         opened = await self._gathering.wait()
         if opened.given_up_workers or opened.given_up_clients:
             logger.warning(
@@ -112,9 +119,10 @@ class Recovery:
                     self._apply_unacked(client, dict(sent))
                 self._clients.restate(client, joining.wants)
             heard |= unheard
-        for client in list(self._replay.clients):
-            if client not in heard:
-                self._clients.forget(client)
+        # Owners that did not come back, such as queues, would never let go.
+        known = {*self._replay.clients, *self._scheduler.clients}
+        for client in known - {*heard, *self._owners, "fire-and-forget"}:
+            self._clients.forget(client)
 
     def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
         seq = msg["seq"]
@@ -133,10 +141,11 @@ class Recovery:
         for address in self._replay.workers:
             if address not in holdings:
                 self._tap.record(records.WorkerLeft(address=address))
-        scheduler_adopt.fence_run_ids(self._scheduler, self._epoch, holdings.values())
+        scheduler_adopt.fence_shuffles(self._epoch, holdings.values())
         self._let_go_of_finished(holdings.values())
+        scheduler_adopt.count_failures(self._scheduler, holdings.values(), self._tap)
         scheduler_adopt.err_lost_actors(self._scheduler, self._replay.actors_made, holdings.values(), self._tap.record)
-        plan = scheduler_adopt.plan(self._scheduler, holdings, self._replay.retried)
+        plan = scheduler_adopt.plan(self._scheduler, holdings, self._tap)
         failpoint("recovery.after-plan")
         adoption = scheduler_adopt.Adoption(self._scheduler, holdings, plan, self._tap)
         self.outcome = {
@@ -159,7 +168,15 @@ class Recovery:
     def _let_go_of_finished(self, holdings: Any) -> None:
         """A task that was fired, forgotten and finished must not run again because its release was not yet durable."""
         cs = self._scheduler.clients["fire-and-forget"]
-        finished = {key for held in holdings for key in held.finished}
-        done = [ts.key for ts in cs.wants_what if ts.key in finished and ts.who_wants == {cs} and not ts.dependents]
+        finished: dict[Key, int] = {}
+        for held in holdings:
+            for key, run_id in held.finished.items():
+                finished[key] = max(run_id, finished.get(key, run_id))
+        first_runs = self._tap.first_runs
+        done = [
+            ts.key
+            for ts in cs.wants_what
+            if finished.get(ts.key, -1) >= first_runs.get(ts, 0) and ts.who_wants == {cs} and not ts.dependents
+        ]
         if done:
             self._scheduler.client_releases_keys(keys=done, client="fire-and-forget")

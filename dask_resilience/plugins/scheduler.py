@@ -25,6 +25,7 @@ from dask_resilience._distributed.refusal import end_process, owns_process, refu
 from dask_resilience._distributed.scheduler_clients import Clients
 from dask_resilience._distributed.scheduler_gate import Gate, listening_port
 from dask_resilience._distributed.scheduler_replay import Replay
+from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
 from dask_resilience._distributed.scheduler_workers import Workers
 from dask_resilience.errors import Fenced, NotRecovered, StoreError
@@ -87,6 +88,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.replay = Replay(scheduler)
         self.gate = Gate(scheduler, self)
         self.workers = Workers(scheduler, self.gate, link_grace_seconds=settings.failover.link_grace_seconds)
+        self.shared = Shared(scheduler)
         self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
         self._recovery: Recovery | None = None
@@ -150,6 +152,7 @@ class SchedulerResilience(SchedulerPlugin):
             self.replay.apply(logged.record)
         failpoint("recovery.after-replay")
         self._begin_journal()
+        self.shared.restore(self.replay.shared)
         tap = self._attach()
         self.recovered = {
             "seconds_to_rule": round(ruled - started, 4),
@@ -163,6 +166,7 @@ class SchedulerResilience(SchedulerPlugin):
             tap=tap,
             workers=self.workers,
             clients=self.clients,
+            owners=frozenset(self.shared.owners()),
             epoch=self.epoch,
             terms=BarrierTerms(
                 worker_grace_seconds=self.settings.failover.grace_seconds,
@@ -239,6 +243,7 @@ class SchedulerResilience(SchedulerPlugin):
             commit_interval_seconds=self.settings.journal.commit_interval_seconds,
             last_seq=self.replay.last_seq,
             retried=self.replay.retried,
+            first_runs=self.replay.first_runs,
         )
         self.tap.record(
             records.EpochStarted(
@@ -257,6 +262,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.tap.attach()
         self.workers.attach(self.tap)
         self.clients.attach(self.tap)
+        self.shared.attach(self.tap)
         self.gate.attach()
         self.scheduler.add_plugin(self, name=self.name, idempotent=True)
         return self.tap
@@ -326,6 +332,7 @@ class SchedulerResilience(SchedulerPlugin):
         if self.tap is not None and self.writer is not None:
             self.tap.record(records.ClusterClosed(reason="closed"))
             self.tap.detach()
+            await self.clients.say_goodbye()
         await self.let_go()
 
     async def let_go(self) -> None:

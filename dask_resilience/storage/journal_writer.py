@@ -58,7 +58,7 @@ class JournalWriter:
     leadership
         The right to write this epoch.
     commit_interval_seconds
-        Least time between the starts of two commits.
+        Least time between the starts of two commits, unless somebody hurries.
     segment_bytes
         A segment that has this size is sealed and the next begun.
     on_durable
@@ -101,6 +101,7 @@ class JournalWriter:
         self._queue: deque[_Pending] = deque()
         self._idle = False
         self._wake = threading.Event()
+        self._hurry = threading.Event()
         self._closing = threading.Event()
         self._close_by = float("inf")
         self._ended_by: Exception | None = None
@@ -156,6 +157,10 @@ class JournalWriter:
             self._wake.set()
         return lsn
 
+    def hurry(self) -> None:
+        """Somebody waits for what was appended: commit it without gathering more."""
+        self._hurry.set()
+
     def close(self, *, timeout_seconds: float = 10.0) -> bool:
         """Write what is queued, seal the segment and end the thread.
 
@@ -171,6 +176,7 @@ class JournalWriter:
         """
         self._close_by = time.monotonic() + timeout_seconds
         self._closing.set()
+        self._hurry.set()
         self._wake.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_seconds + _BACK_OFF_LIMIT_SECONDS)
@@ -182,8 +188,9 @@ class JournalWriter:
                 started = time.monotonic()
                 self._commit()
                 self._roll_when_full()
-                # An interruptible pause: while it lasts the next commit gathers.
-                self._closing.wait(max(0.0, started + self._interval_seconds - time.monotonic()))
+                # While this lasts the next commit gathers.
+                self._hurry.wait(max(0.0, started + self._interval_seconds - time.monotonic()))
+                self._hurry.clear()
             self._seal()
         except Exception as error:  # noqa: BLE001 - whatever ends this thread must be told, or acks stop in silence
             self._ended_by = error

@@ -94,7 +94,7 @@ def all_facts(draw: st.DrawFn) -> Facts:
     possible: list[Key] = [*keys, "unknown"]
     inventories = []
     for worker in (A, B, C)[: draw(st.integers(0, 3))]:
-        held = draw(st.dictionaries(st.sampled_from(possible), st.sampled_from("mmmrre")))
+        held = draw(st.dictionaries(st.sampled_from(possible), st.sampled_from("mmmrres")))
         run_ids = st.integers(1, 3)
         inventories.append(
             Inventory(
@@ -102,6 +102,7 @@ def all_facts(draw: st.DrawFn) -> Facts:
                 memory={key: 8 for key, how in held.items() if how == "m"},
                 running={key: draw(run_ids) for key, how in held.items() if how == "r"},
                 erred={key: draw(run_ids) for key, how in held.items() if how == "e"},
+                stale=frozenset(key for key, how in held.items() if how == "s"),
             )
         )
     few = st.one_of(st.just(frozenset()), st.frozensets(st.sampled_from(keys), max_size=2))
@@ -212,6 +213,13 @@ def test_a_late_worker_brings_only_failures_that_nobody_has_answered() -> None:
     held = Inventory(worker=A, erred={"k": 7})
     for retried, expected in ((6, LatePlan(report_erred={"k": 7})), (7, LatePlan(forget=("k",)))):
         assert plan_late({"k": TaskView(wanted=True, retried_run=retried)}, {"k": "waiting"}, held) == expected
+
+
+def test_what_belongs_to_an_earlier_meaning_of_a_key_is_freed() -> None:
+    held = [Inventory(worker=A, memory={"y": 8}, stale=frozenset({"z"}))]
+    assert plan_recovery(CHAIN, held) == RecoveryPlan(adopt_memory={"y": (A,)}, recompute=("z",), forget={A: ("z",)})
+    late = plan_late({"z": TaskView(wanted=True)}, {"z": "waiting"}, Inventory(worker=A, stale=frozenset({"z"})))
+    assert late == LatePlan(forget=("z",))
 
 
 def test_a_journalled_failure_stays_whatever_workers_hold() -> None:
@@ -398,7 +406,7 @@ def test_a_late_plan_is_safe(facts: Facts, data: st.DataObject) -> None:
     for held in facts.inventories:
         plan = plan_late(facts.tasks, states, held, distrust=facts.distrust)
         kept = [*plan.add_replica, *plan.adopt_memory, *plan.adopt_running, *plan.report_erred]
-        everything = {*held.memory, *held.running, *held.erred}
+        everything = {*held.memory, *held.running, *held.erred, *held.stale}
         assert sorted(map(repr, [*kept, *plan.forget])) == sorted(map(repr, everything))
         assert all(states[key] == "memory" for key in plan.add_replica)
         assert not any(states[key] in ("memory", "processing", "erred") for key in kept if key not in plan.add_replica)

@@ -321,6 +321,26 @@ def test_a_client_cancels_its_futures_when_its_patience_ends(cluster):
         until(lambda: client.status == "closed")
 
 
+def test_what_a_worker_gives_back_with_a_broken_link_runs_with_what_it_kept(make_cluster, run_log, gate):
+    eager = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "inf"}
+    cluster = make_cluster(n_workers=1, nanny=False, environment=eager)
+    with Client(cluster.address) as client:
+        kept = client.submit(run_log.task(), 1, pure=False)
+        assert kept.result(timeout=20) == 2
+        running = client.submit(run_log.task(gate=gate), 2, pure=False)
+        until(lambda: run_log.counts()["2"] == 1)
+        # On the worker, behind the one that runs.
+        waiting = client.submit(run_log.task(), 3, kept, pure=False)
+        until(lambda: client.run(lambda dask_worker: len(dask_worker.state.ready)).popitem()[1] == 1)
+        before = registrations(cluster, 0)
+        cut_link(client)
+        until(lambda: registrations(cluster, 0) == before + 1)
+        gate.touch()
+        assert client.gather([kept, running, waiting]) == [2, 4, 6]
+        validate(client)
+    run_log.assert_each_once([1, 2, 3])
+
+
 # Everyone is in before anyone is heard
 
 

@@ -411,14 +411,21 @@ def always_failing(run_log, gates):
     return fail
 
 
-def test_used_up_retries_are_remembered(cluster, client, run_log, gate):
-    future = client.submit(always_failing(run_log, {3: gate}), 1, pure=False, retries=3)
-    until(lambda: len(ran(run_log)) == 3)
-    fail_over(cluster, client)
-    gate.touch()
-    with pytest.raises(ValueError, match="run 4"):
-        future.result(timeout=30)
-    assert len(ran(run_log)) == 4
+@pytest.mark.parametrize("commit", ["1ms", "1s"], ids=["in the journal", "by the workers"])
+def test_used_up_retries_are_remembered(make_cluster, run_log, gate, commit):
+    cluster = make_cluster(n_workers=2, environment={"DASK_RESILIENCE__JOURNAL__COMMIT_INTERVAL": commit})
+    with Client(cluster.address) as client:
+        client.scatter(0)  # answered when all that was recorded is durable: who is here, for instance
+        future = client.submit(always_failing(run_log, {3: gate}), 1, pure=False, retries=3)
+        until(lambda: len(ran(run_log)) == 3)
+        if commit == "1ms":
+            # A call that is answered when all that was recorded is durable.
+            client.scatter(0)
+        fail_over(cluster, client)
+        gate.touch()
+        with pytest.raises(ValueError, match="run 4"):
+            future.result(timeout=30)
+        assert len(ran(run_log)) == 4
 
 
 def test_a_failure_that_was_answered_with_a_retry_counts_once(make_cluster, run_log, gate):
@@ -551,7 +558,9 @@ def test_a_task_scatters_while_nobody_rules(cluster, client, run_log, gate, dire
 
 def test_what_is_left_of_a_worker_that_died_meanwhile(make_cluster, run_log, gate):
     """Copies and failures live, results are computed again, and scattered data is named as lost."""
-    cluster = make_cluster(n_workers=2)
+    # Dask's memory manager would remove the copy in a while.
+    keep_copies = {"DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START": "False"}
+    cluster = make_cluster(n_workers=2, environment=keep_copies)
     with Client(cluster.address) as client:
         addresses = {worker["name"]: address for address, worker in client.scheduler_info()["workers"].items()}
         dying = addresses["worker-1"]

@@ -518,3 +518,58 @@ def test_many_threads_share_one_client(cluster, client, run_log):
     assert not errors
     assert results == {x: 2 * x + 1 for x in results}
     run_log.assert_each_once(results)
+
+
+# What clients bring with them, and leave
+
+
+def test_modules_that_were_uploaded_are_there_before_the_graphs_that_need_them(cluster, client, tmp_path, monkeypatch):
+    (tmp_path / "only_uploaded.py").write_text("def triple(x):\n    return 3 * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_uploaded
+
+    client.upload_file(str(tmp_path / "only_uploaded.py"))
+    finished = client.submit(only_uploaded.triple, 1)
+    assert finished.result(timeout=20) == 3
+    let_go = client.submit(only_uploaded.triple, 5)
+    assert let_go.result(timeout=20) == 15
+    del let_go
+    cluster.kill_scheduler()
+    later = client.map(only_uploaded.triple, range(10, 20))
+    cluster.restart_scheduler()
+    cluster.wait_scheduler_ready()
+    assert finished.result(timeout=30) == 3
+    assert client.gather(later) == [3 * x for x in range(10, 20)]
+    assert resilience_status(client)["tasks_adopted_in_memory"] == 1
+    validate(client)
+
+
+def test_subscriptions_go_on(cluster, client):
+    heard = []
+    client.subscribe_topic("mine", lambda event: heard.append(event[1]))
+    # A subscription and a call take different ways, so that one may overtake the other.
+    until(lambda: client.log_event("mine", 1) or 1 in heard)
+    fail_over(cluster, client)
+    until(lambda: client.log_event("mine", 2) or 2 in heard)
+
+
+def test_an_error_of_a_call_is_an_answer(cluster, client):
+    class Refusing(distributed.SchedulerPlugin):
+        name = "refusing"
+
+        def start(self, scheduler):
+            raise FileNotFoundError("its configuration")
+
+    with pytest.raises(FileNotFoundError, match="its configuration"):
+        client.register_plugin(Refusing())
+
+
+def test_a_cluster_that_is_shut_down_is_not_waited_for(make_cluster):
+    cluster = make_cluster(n_workers=1, nanny=False)
+    ends = Client(cluster.address)
+    with Client(cluster.address) as other:
+        pending = other.submit(time.sleep, 60)
+        ends.shutdown()
+        assert ends.status == "closed"
+        with pytest.raises(CancelledError):
+            pending.result(timeout=10)

@@ -40,6 +40,9 @@ class Log:
         self.records.append(record)
         return len(self.records)
 
+    def hurry(self):
+        """It is as quick as it is."""
+
 
 class Stream:
     """What a scheduler says to a client."""
@@ -67,7 +70,13 @@ class Seat:
         self.scheduler = scheduler
         self.log, self.reign, self.stream = Log(), Reign(), Stream()
         self.tap = Tap(
-            scheduler, self.log, pending_limit_bytes=1 << 20, commit_interval_seconds=0.001, last_seq={}, retried={}
+            scheduler,
+            self.log,
+            pending_limit_bytes=1 << 20,
+            commit_interval_seconds=0.001,
+            last_seq={},
+            retried={},
+            first_runs={},
         )
         self.tap.attach()
         self.gate = Gate(scheduler, self.reign)

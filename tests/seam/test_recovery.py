@@ -28,6 +28,7 @@ def test_a_client_that_joins_while_another_is_heard_is_heard_too(seat):
                 tap=here.tap,
                 workers=here.workers,
                 clients=here.clients,
+                owners=frozenset(),
                 epoch=2,
                 terms=BarrierTerms(worker_grace_seconds=0, client_grace_seconds=0),
             )

@@ -61,6 +61,14 @@ class TestWriting:
         check(faulty, ruler)
         assert verify(faulty).findings == ()
 
+    def test_whoever_hurries_is_not_kept_by_the_interval(self, faulty):
+        # An hour: only the hurry ends it.
+        ruler = Ruler(faulty, interval_seconds=3600).settled()
+        ruler.append(3)
+        ruler.writer.hurry()
+        ruler.settled()
+        check(faulty, ruler)
+
     def test_commits_are_paced_and_the_first_after_a_pause_is_not(self, faulty):
         ruler = Ruler(faulty, interval_seconds=0.3).settled()
         started = time.monotonic()
