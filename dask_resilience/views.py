@@ -47,6 +47,8 @@ class Inventory:
         Tasks on its threads: key to run id.
     erred
         Tasks that failed there and whose failure may not have arrived: key to run id.
+    failed
+        Its last failures, whatever became of them: key to run ids.
     stale
         Keys of which it holds something that belongs to an earlier meaning of the key, to be freed.
     """
@@ -55,4 +57,5 @@ class Inventory:
     memory: Mapping[Key, int] = field(default_factory=dict)
     running: Mapping[Key, int] = field(default_factory=dict)
     erred: Mapping[Key, int] = field(default_factory=dict)
+    failed: Mapping[Key, tuple[int, ...]] = field(default_factory=dict)
     stale: frozenset[Key] = frozenset()

@@ -88,6 +88,11 @@ def validate(client) -> None:
     client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.validate_state())
 
 
+def all_durable(client) -> None:
+    """Return when all that the scheduler has recorded so far is in the journal."""
+    client.sync(client.scheduler.resilience_committed)
+
+
 def resilience_status(client) -> dict:
     """What the scheduler tells of its recovery."""
     return client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.resilience.status())

@@ -15,8 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 
@@ -31,6 +29,7 @@ from distributed.objects import SchedulerInfo
 from distributed.utils import in_async_call
 from distributed.versions import VersionMismatchWarning, get_versions
 
+from dask_resilience._distributed.client_outbox import Outbox, as_stock
 from dask_resilience._distributed.leader import Compass, Ruler
 from dask_resilience._distributed.rpc import FollowingRPC, call_once
 from dask_resilience.errors import CallInterrupted, SchedulerGone
@@ -43,8 +42,6 @@ logger = logging.getLogger("distributed.resilience")
 _DURABLE_OPS = frozenset({"update-graph", "cancel-keys", "client-desires-keys"})
 #: Answers of the scheduler to a join that has to wait for its recovery.
 _JOIN_ANSWER_SECONDS = 600.0
-#: How many of the keys that were let go last are remembered: one that is used again may mean something else.
-_REMEMBERED_KEYS = 10_000
 #: How long closing waits for the acks of what was just submitted.
 _CLOSE_DRAIN_SECONDS = 2.0
 
@@ -86,9 +83,7 @@ class ResilientClient(distributed.Client):
         self._store_url = settings.store
         self._storage_options = settings.storage_options
         self._on_worker: str = kwargs.pop("on_worker", "")
-        self._outbox: OrderedDict[int, dict[str, Any]] = OrderedDict()
-        self._sequence = 0
-        self._let_go: OrderedDict[Any, None] = OrderedDict()
+        self._outbox = Outbox()
         self._cluster_ended = False
         self._compass: Any = None  # a Compass once the first scheduler is known
         self._ruler: Ruler | None = None
@@ -155,8 +150,8 @@ class ResilientClient(distributed.Client):
         else:
             with self._refcount_lock:
                 wants = list(self.refcount)
-                outbox = list(self._outbox.values())
-                handed = self._sequence
+                outbox = self._outbox.unacked()
+                handed = self._outbox.last_number
             answer = await self._join(ruler, wants, outbox)
             rest = await self._register(ruler, limit)
             if not first:
@@ -209,7 +204,7 @@ class ResilientClient(distributed.Client):
         that nobody else holds.
         """
         with self._refcount_lock:
-            later = [msg for seq, msg in self._outbox.items() if seq > handed]
+            later = self._outbox.unacked(after=handed)
             held = dict.fromkeys([*wants, *(key for msg in later for key in msg["keys"])])
             released = [key for key in held if key not in self.refcount]
         for msg in later:
@@ -331,14 +326,14 @@ class ResilientClient(distributed.Client):
             else:
                 return
         if self.status == "connecting":
-            self._give_up()
+            self._give_up(patience)
             await self._close()
 
-    def _give_up(self) -> None:
+    def _give_up(self, patience_seconds: float) -> None:
         for state in self.futures.values():
             state.cancel(
                 reason="scheduler-connection-lost",
-                msg=f"No scheduler of this cluster came back within {self._patience_seconds:g} s.",
+                msg=f"No scheduler of this cluster came back within {patience_seconds:g} s.",
             )
         self.futures.clear()
 
@@ -395,34 +390,19 @@ class ResilientClient(distributed.Client):
         plain = self._ruler is not None and not self._ruler.resilient
         if msg["op"] not in _DURABLE_OPS or "seq" in msg or plain:
             if msg["op"] == "client-releases-keys":
-                self._remember_let_go(msg["keys"])
+                self._outbox.let_go(msg["keys"])
             super()._send_to_scheduler(msg)
             return
         # The same lock guards the reference counts: whoever reads both sees a key with its graph, or neither.
         with self._refcount_lock:
-            self._sequence += 1
-            msg = {**msg, "seq": self._sequence, "origin": self.id}
-            if msg["op"] == "update-graph" and (again := self._let_go.keys() & msg["keys"]):
-                msg["again"] = list(again)
-                for key in again:
-                    del self._let_go[key]
-            elif msg["op"] == "cancel-keys":
-                self._remember_let_go(msg["keys"])
-            self._outbox[self._sequence] = msg
-            super()._send_to_scheduler(msg)
-
-    def _remember_let_go(self, keys: Iterable[Any]) -> None:
-        for key in keys:
-            self._let_go[key] = None
-        while len(self._let_go) > _REMEMBERED_KEYS:
-            self._let_go.popitem(last=False)
+            super()._send_to_scheduler(self._outbox.add(msg, origin=self.id))
 
     def _send_to_scheduler_safe(self, msg: dict[str, Any]) -> None:
         if self.status in ("running", "closing"):
             if self.scheduler_comm is None:
                 return
             if self._ruler is not None and not self._ruler.resilient:
-                msg = {name: value for name, value in msg.items() if name not in ("seq", "origin", "again")}
+                msg = as_stock(msg)
             try:
                 self.scheduler_comm.send(msg)
             except CommClosedError:
@@ -435,8 +415,7 @@ class ResilientClient(distributed.Client):
 
     def _handle_ack(self, seq: int) -> None:
         with self._refcount_lock:
-            while self._outbox and next(iter(self._outbox)) <= seq:
-                self._outbox.popitem(last=False)
+            self._outbox.acked(seq)
 
     async def _close(self, fast: bool = False) -> None:
         if not fast and self.status == "running":

@@ -84,7 +84,9 @@ class Holdings:
                 if runs.get(key, first) < first:
                     stale.add(key)
                     del runs[key]
-        return Inventory(worker=worker, memory=memory, running=running, erred=erred, stale=frozenset(stale))
+        return Inventory(
+            worker=worker, memory=memory, running=running, erred=erred, failed=self.failed, stale=frozenset(stale)
+        )
 
     def pack(self) -> bytes:
         return dumps({name: getattr(self, name) for name in self.__slots__})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from time import time
 from typing import Any, TypeAlias
@@ -20,11 +20,14 @@ from distributed.scheduler import Scheduler, TaskState, WorkerState
 from distributed.shuffle._core import ShuffleRunSpec, id_from_key
 
 from dask_resilience._distributed.inventory import Holdings
-from dask_resilience._distributed.scheduler_tap import Tap, error_record
+from dask_resilience._distributed.scheduler_outcomes import error_record
+from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.task_notes import TaskNotes
 from dask_resilience.failover.recovery import LatePlan, RecoveryPlan, plan_late, plan_recovery
+from dask_resilience.failover.retries import answered_failures
 from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
-from dask_resilience.views import TaskView
+from dask_resilience.views import Inventory, TaskView
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -41,12 +44,12 @@ _SHUFFLES_AN_EPOCH = 1 << 12
 _CLAIM_SECONDS = 30.0
 
 
-def view(scheduler: Any, retried: Mapping[TaskState, int]) -> dict[Key, TaskView]:
+def view(scheduler: Any, retried: TaskNotes) -> dict[Key, TaskView]:
     """Every task as the plan sees it."""
     return {key: task_view(ts, bool(ts.who_wants), retried) for key, ts in scheduler.tasks.items()}
 
 
-def task_view(ts: TaskState, wanted: bool, retried: Mapping[TaskState, int]) -> TaskView:
+def task_view(ts: TaskState, wanted: bool, retried: TaskNotes) -> TaskView:
     return TaskView(
         dependencies=tuple(dts.key for dts in ts.dependencies),
         wanted=wanted,
@@ -74,12 +77,14 @@ def in_flight_shuffles(scheduler: Any, holdings: Iterable[Holdings]) -> set[Key]
     return distrust
 
 
-def plan(scheduler: Any, holdings: Mapping[Address, Holdings], tap: Tap) -> RecoveryPlan:
+def plan(scheduler: Any, holdings: Mapping[Address, Holdings], tap: Tap, born: TaskNotes) -> RecoveryPlan:
     """The plan for everything that the returned workers hold."""
     first_runs = {ts.key: run_id for ts, run_id in tap.first_runs.items() if scheduler.tasks.get(ts.key) is ts}
+    inventories = [held.view(address, first_runs) for address, held in holdings.items()]
+    use_up_retries(scheduler, inventories, tap, born)
     return plan_recovery(
-        view(scheduler, tap.retried),
-        [held.view(address, first_runs) for address, held in holdings.items()],
+        view(scheduler, tap.outcomes.retried),
+        inventories,
         distrust=in_flight_shuffles(scheduler, holdings.values()),
     )
 
@@ -102,28 +107,19 @@ def fence_shuffles(epoch: int, holdings: Iterable[Holdings]) -> None:
         pass
 
 
-def count_failures(scheduler: Any, holdings: Collection[Holdings], tap: Tap) -> None:
-    """Use up the retries of failures that were answered, although the journal does not say so yet."""
-    failed: dict[Key, set[int]] = {}
-    open_ends: dict[Key, int] = {}
-    goes_on: set[Key] = set()
-    for held in holdings:
-        goes_on.update(held.running, held.memory)
-        for key, run_ids in held.failed.items():
-            failed.setdefault(key, set()).update(run_ids)
-        for key, error in held.erred.items():
-            open_ends[key] = max(error[0], open_ends.get(key, -1))
-    for key, runs in failed.items():
-        ts = scheduler.tasks.get(key)
-        if ts is None or not ts.retries:
-            continue
-        counted = max(tap.retried.get(ts, -1), tap.first_runs.get(ts, 0) - 1)
-        # The last failure of a task that goes on nowhere is about to be reported, and counts then.
-        limit = float("inf") if key in goes_on else open_ends.get(key, float("inf"))
-        answered = [run_id for run_id in runs if counted < run_id < limit]
-        if answered:
-            ts.retries = max(0, ts.retries - len(answered))
-            tap.will_retry(ts, max(answered))
+def use_up_retries(scheduler: Any, inventories: Sequence[Inventory], tap: Tap, born: TaskNotes) -> None:
+    """Count failures that were answered with a retry, although the journal does not say so yet."""
+    counted: dict[Key, int] = {}
+    for inventory in inventories:
+        for key in inventory.failed:
+            ts = scheduler.tasks.get(key)
+            if ts is not None and ts.retries:
+                older = max(tap.first_runs.get(ts, 0), born.get(ts, 0)) - 1
+                counted[key] = max(tap.outcomes.retried.get(ts, -1), older)
+    for key, runs in answered_failures(inventories, counted=counted).items():
+        ts = scheduler.tasks[key]
+        ts.retries = max(0, ts.retries - len(runs))
+        tap.outcomes.will_retry(ts, runs[-1])
 
 
 def err_lost_actors(
@@ -180,7 +176,7 @@ class Adoption:
             adopt_memory(self.scheduler, ws, key, held)
         for key, run_id in self._running_of.get(ws.address, ()):
             adopt_running(self.scheduler, ws, key, run_id, held)
-        record_actors(ws, self.tap.record)
+        record_actors(ws, self.tap.ledger.record)
         self.scheduler.check_idle_saturated(ws)
         let_go(self.scheduler, ws, self.plan.forget.get(ws.address, ()), held)
 
@@ -278,7 +274,7 @@ def report_erred(scheduler: Any, address: Address, key: Key, held: Holdings, sti
         return
     if ts.retries:
         ts.retries -= 1
-        tap.will_retry(ts, held.erred[key][0])
+        tap.outcomes.will_retry(ts, held.erred[key][0])
         free(scheduler, address, (key,))
         return
     _, exception, traceback, exception_text, traceback_text = held.erred[key]
@@ -328,12 +324,12 @@ def late(scheduler: Any, ws: WorkerState, held: Holdings, tap: Tap) -> None:
     for key in keys & held.running.keys():
         looked_at.update(dts.key for dts in tasks[key].dependencies)
     views = {
-        key: task_view(ts, bool(ts.who_wants or ts.waiters), tap.retried)
+        key: task_view(ts, bool(ts.who_wants or ts.waiters), tap.outcomes.retried)
         for key, ts in ((key, tasks[key]) for key in looked_at)
     }
     # A shuffle that is under way belongs to a run that this worker left; one that is over needs nothing of it.
     distrust = in_flight_shuffles(scheduler, [held])
-    first_runs = {key: run_id for key in keys if (run_id := tap.first_runs.get(tasks[key])) is not None}
+    first_runs = {key: run_id for key in keys if (run_id := tap.first_runs.get(tasks[key], 0))}
     inventory = held.view(ws.address, first_runs)
     decided = plan_late(views, {key: tasks[key].state for key in looked_at}, inventory, distrust=distrust)
     _enact_late(scheduler, ws, held, decided, tap)
@@ -373,6 +369,6 @@ def _enact_late(scheduler: Any, ws: WorkerState, held: Holdings, decided: LatePl
     scheduler.send_all(client_msgs, worker_msgs)
     for key in decided.report_erred:
         report_erred(scheduler, ws.address, key, held, stimulus_id, tap)
-    record_actors(ws, tap.record)
+    record_actors(ws, tap.ledger.record)
     let_go(scheduler, ws, decided.forget, held)
     scheduler.check_idle_saturated(ws)

@@ -20,7 +20,7 @@ from distributed.protocol.pickle import dumps
 from distributed.scheduler import Scheduler
 
 from dask_resilience._distributed.scheduler_gate import Gate
-from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_ledger import Ledger
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
@@ -59,7 +59,7 @@ class Clients:
         How long the keys of a client that vanished are kept.
     """
 
-    tap: Tap
+    ledger: Ledger
 
     def __init__(self, scheduler: Scheduler, gate: Gate, *, grace_seconds: float) -> None:
         self.scheduler: Any = scheduler
@@ -72,9 +72,9 @@ class Clients:
         self._goodbyes: set[str] = set()
         self._stock_remove_client = scheduler.remove_client
 
-    def attach(self, tap: Tap) -> None:
+    def attach(self, ledger: Ledger) -> None:
         """Hang in front of the scheduler's handlers."""
-        self.tap = tap
+        self.ledger = ledger
         s = self.scheduler
         s.handlers["register-client"] = self._register_client(s.handlers["register-client"])
         s.handlers["resilience-join"] = self.join
@@ -178,9 +178,11 @@ class Clients:
         if old is not None and client in self.resilient:
             self.scheduler.clients[client].wants_what.update(old.wants_what)
         worker = self.resilient.get(client)
-        self.tap.record_at_once(records.ClientJoined(client=client, resilient=worker is not None, worker=worker or ""))
+        self.ledger.record_at_once(
+            records.ClientJoined(client=client, resilient=worker is not None, worker=worker or "")
+        )
         # The stream is there as soon as stock has returned to the event loop.
-        asyncio.get_running_loop().call_soon(self.tap.send_ack, client)
+        asyncio.get_running_loop().call_soon(self.ledger.send_ack, client)
 
     def _subscribe_topic(self, stock: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(stock)
@@ -222,8 +224,8 @@ class Clients:
     def forget(self, client: str, stimulus_id: str | None = None) -> None:
         """Let go of all that `client` wants, for good."""
         if client in self.scheduler.clients:
-            self.tap.record(records.ClientLeft(client=client))
-            self.tap.forget_client(client)
+            self.ledger.record(records.ClientLeft(client=client))
+            self.ledger.forget_client(client)
         self._goodbyes.discard(client)
         self.resilient.pop(client, None)
         self._stock_remove_client(client=client, stimulus_id=stimulus_id)

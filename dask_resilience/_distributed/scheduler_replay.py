@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import dask.order
 from dask._expr import LLGExpr
@@ -20,6 +20,8 @@ from distributed.protocol import Serialized, deserialize, serialize
 from distributed.protocol.pickle import loads
 from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_graph
 
+from dask_resilience._distributed.scheduler_tap import note_first_run
+from dask_resilience._distributed.task_notes import TaskNotes
 from dask_resilience.errors import GraphUnreadable
 from dask_resilience.journal import records
 from dask_resilience.types import Address, Key
@@ -54,11 +56,13 @@ class Replay:
         #: What is shared by name: (kind, name) to its value, the last to change last.
         self.shared: dict[tuple[str, Key], bytes] = {}
         #: The first run that counts of each task whose key had another meaning before.
-        self.first_runs: WeakKeyDictionary[TaskState, int] = WeakKeyDictionary()
+        self.first_runs = TaskNotes()
+        #: The same of each task that may be retried: older failures are of another task with its key.
+        self.born = TaskNotes()
         #: Graphs that could not be unpickled, by stimulus, and what their keys were told.
         self._unread: dict[str, tuple[records.GraphSubmitted, Serialized]] = {}
         #: The last run of each task whose failure was answered with a retry.
-        self.retried: WeakKeyDictionary[TaskState, int] = WeakKeyDictionary()
+        self.retried = TaskNotes()
         self._handlers: dict[type[records.Record], Callable[[Any], None]] = {
             records.EpochStarted: self._epoch_started,
             records.GraphSubmitted: self._graph_submitted,
@@ -127,6 +131,7 @@ class Replay:
         self.scheduler_plugins.clear()
         self.actors_made.clear()
         self.shared.clear()
+        self._unread.clear()
         scheduler.task_metadata.clear()
         self.closed = True
 
@@ -136,45 +141,41 @@ class Replay:
         self._number(record.client, record.seq)
         self.graphs += 1
         try:
-            rest = loads(record.rest)
-            expr = deserialize(rest.pop("header"), list(record.frames))
+            rest, expr = _unpacked(record)
         except Exception as error:  # noqa: BLE001 - unpickling runs foreign code, which raises what it likes
             self._unreadable(record, error)
             return
+        again = rest.pop("again", ())
+        if again:
+            self.scheduler.client_releases_keys(keys=again, client=record.client, stimulus_id="resilience-replay")
+        reborn = [key for key in again if key not in self.scheduler.tasks]
         self._submit(record, expr, rest, set(record.keys))
+        if reborn:
+            note_first_run(self.scheduler, reborn, rest["first_run"], self.first_runs)
 
     def read_again(self) -> None:
         """What was not readable may be, now that the plugins of clients run: they bring modules."""
         unread, self._unread = self._unread, {}
+        tasks = self.scheduler.tasks
         for record, exception in unread.values():
-            keys = {
-                key
-                for key in record.keys
-                if (ts := self.scheduler.tasks.get(key)) is not None and ts.exception is exception
-            }
+            keys = {key for key in record.keys if (ts := tasks.get(key)) is not None and ts.exception is exception}
             if not keys:
                 continue
             try:
-                rest = loads(record.rest)
-                expr = deserialize(rest.pop("header"), list(record.frames))
+                rest, expr = _unpacked(record)
             except Exception as error:  # noqa: BLE001 - as above
                 logger.error("%s", GraphUnreadable(record.keys, f"{type(error).__name__}: {error}"))  # noqa: TRY400
                 continue
             for key in keys:
-                _clear_error(self.scheduler.tasks[key])
+                _clear_error(tasks[key])
             self._submit(record, expr, rest, keys)
 
     def _submit(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any], keys: set[Key]) -> None:
-        if again := rest.get("again"):
-            self.scheduler.client_releases_keys(keys=again, client=record.client, stimulus_id="resilience-replay")
         try:
             self._create(record, expr, rest, keys)
         except Exception:
             # The scheduler refused it then as well, and told the client.
             logger.info("Graph %s could not be materialized", record.stimulus_id, exc_info=True)
-        for key in again or ():
-            if (ts := self.scheduler.tasks.get(key)) is not None:
-                self.first_runs[ts] = rest["first_run"]
 
     def _create(self, record: records.GraphSubmitted, expr: Any, rest: dict[str, Any], keys: set[Key]) -> None:
         scheduler = self.scheduler
@@ -184,6 +185,7 @@ class Replay:
         ordered = rest.get("internal_priority") or dask.order.order(dsk=dsk)
         if scheduler._find_lost_dependencies(dsk, keys):
             return
+        known = scheduler.tasks.keys() & dsk.keys()
         with self.muted():
             scheduler._create_taskstate_from_graph(
                 dsk=dsk,
@@ -201,6 +203,10 @@ class Replay:
                 start=rest.get("received") or time(),
                 stimulus_id=record.stimulus_id,
             )
+        if (first_run := rest.get("first_run")) is not None:
+            for key in dsk.keys() - known:
+                if (ts := scheduler.tasks.get(key)) is not None and ts.retries:
+                    self.born[ts] = first_run
 
     def _unreadable(self, record: records.GraphSubmitted, error: Exception) -> None:
         problem = GraphUnreadable(record.keys, f"{type(error).__name__}: {error}")
@@ -348,6 +354,11 @@ class Replay:
             "scheduler": self.scheduler_plugins,
         }
         plugins[record.kind].pop(record.name, None)
+
+
+def _unpacked(record: records.GraphSubmitted) -> tuple[dict[str, Any], Any]:
+    rest = loads(record.rest)
+    return rest, deserialize(rest.pop("header"), list(record.frames))
 
 
 def _clear_error(ts: Any) -> None:

@@ -17,7 +17,7 @@ from distributed.protocol import Serialized
 from distributed.protocol.pickle import dumps, loads
 from distributed.scheduler import Scheduler
 
-from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_ledger import Ledger
 from dask_resilience.journal import records
 from dask_resilience.types import Key
 
@@ -83,7 +83,7 @@ class Shared:
         A live scheduler; dictionaries of its extensions and some handlers are replaced.
     """
 
-    tap: Tap
+    ledger: Ledger
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler: Any = scheduler
@@ -119,9 +119,9 @@ class Shared:
         for name in self._datasets.datasets:
             yield f"published-{stringify(name)}"
 
-    def attach(self, tap: Tap) -> None:
+    def attach(self, ledger: Ledger) -> None:
         """Record changes from now on."""
-        self.tap = tap
+        self.ledger = ledger
         self._variables.variables = _Observed(self._variables.variables, self._of("variable"))
         self._datasets.datasets = _Observed(self._datasets.datasets, self._dataset_changed)
         semaphores = self._semaphores
@@ -134,14 +134,14 @@ class Shared:
         handlers = self.scheduler.handlers
         handlers["event_set"] = self._event_set(handlers["event_set"])
         handlers["event_clear"] = self._event_clear(handlers["event_clear"])
-        handlers["set_metadata"] = tap.durable_call(self._set_metadata(handlers["set_metadata"]))
+        handlers["set_metadata"] = ledger.durable_call(self._set_metadata(handlers["set_metadata"]))
         for op in _PROMISES:
-            handlers[op] = tap.durable_call(handlers[op])
+            handlers[op] = ledger.durable_call(handlers[op])
         stream = self.scheduler.stream_handlers
         stream["variable-future-received-confirm"] = self._confirmed(stream["variable-future-received-confirm"])
 
     def _record(self, kind: str, name: Key, value: Any) -> None:
-        self.tap.record(records.SharedChanged(kind=kind, name=name, value=None if value is None else dumps(value)))
+        self.ledger.record(records.SharedChanged(kind=kind, name=name, value=None if value is None else dumps(value)))
 
     def _of(self, kind: str) -> Callable[[Any, Any], None]:
         return lambda name, value: self._record(kind, name, value)

@@ -166,7 +166,7 @@ class Workers:
     def added(self, address: Address) -> None:
         """Called by the scheduler's plugin hook while a worker is being added, before anything is scheduled on it."""
         ws = self.scheduler.workers[address]
-        self.tap.record_at_once(records.WorkerJoined(address=address, name=ws.name, nanny=ws.nanny or None))
+        self.tap.ledger.record_at_once(records.WorkerJoined(address=address, name=ws.name, nanny=ws.nanny or None))
         if self.adoption is not None and address in self._unsettled:
             self.adoption.worker_added(ws)
             self._settled(address)
@@ -192,6 +192,6 @@ class Workers:
 
     def removed(self, address: Address) -> None:
         """Called by the scheduler's plugin hook when a worker was removed."""
-        self.tap.suspected(self._processing_before.pop(address, ()))
-        self.tap.record(records.WorkerLeft(address=address))
+        self.tap.outcomes.suspected(self._processing_before.pop(address, ()))
+        self.tap.ledger.record(records.WorkerLeft(address=address))
         self.links.returning.discard(address)

@@ -126,26 +126,27 @@ class Recovery:
 
     def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
         seq = msg["seq"]
-        if self._tap.seen(client, seq):
-            self._tap.ack_again(client, seq)
+        if self._tap.ledger.seen(client, seq):
+            self._tap.ledger.ack_again(client, seq)
             return
         record = record_of(client, msg)
-        self._tap.record(record, client=client, seq=seq)
+        self._tap.ledger.record(record, client=client, seq=seq)
         self._replay.apply(record)
         if msg.get("actors"):
-            self._tap.expect_actors()
+            self._tap.outcomes.expect_actors()
 
     def _enact(self, begun: float, serve: Callable[[], None]) -> None:
         """In one turn of the event loop: plan, let the workers in, and serve."""
         holdings = self._workers.returned()
         for address in self._replay.workers:
             if address not in holdings:
-                self._tap.record(records.WorkerLeft(address=address))
+                self._tap.ledger.record(records.WorkerLeft(address=address))
         scheduler_adopt.fence_shuffles(self._epoch, holdings.values())
         self._let_go_of_finished(holdings.values())
-        scheduler_adopt.count_failures(self._scheduler, holdings.values(), self._tap)
-        scheduler_adopt.err_lost_actors(self._scheduler, self._replay.actors_made, holdings.values(), self._tap.record)
-        plan = scheduler_adopt.plan(self._scheduler, holdings, self._tap)
+        scheduler_adopt.err_lost_actors(
+            self._scheduler, self._replay.actors_made, holdings.values(), self._tap.ledger.record
+        )
+        plan = scheduler_adopt.plan(self._scheduler, holdings, self._tap, self._replay.born)
         failpoint("recovery.after-plan")
         adoption = scheduler_adopt.Adoption(self._scheduler, holdings, plan, self._tap)
         self.outcome = {

@@ -24,6 +24,7 @@ from dask_resilience._distributed.pinned import check_supported
 from dask_resilience._distributed.refusal import end_process, owns_process, refuse_scheduler
 from dask_resilience._distributed.scheduler_clients import Clients
 from dask_resilience._distributed.scheduler_gate import Gate, listening_port
+from dask_resilience._distributed.scheduler_ledger import Ledger
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
@@ -236,16 +237,15 @@ class SchedulerResilience(SchedulerPlugin):
     def _attach(self) -> Tap:
         assert self.leadership is not None
         assert self.writer is not None
-        self.tap = Tap(
+        ledger = Ledger(
             self.scheduler,
             self.writer,
             pending_limit_bytes=self.settings.journal.pending_limit_bytes,
             commit_interval_seconds=self.settings.journal.commit_interval_seconds,
             last_seq=self.replay.last_seq,
-            retried=self.replay.retried,
-            first_runs=self.replay.first_runs,
         )
-        self.tap.record(
+        self.tap = Tap(self.scheduler, ledger, retried=self.replay.retried, first_runs=self.replay.first_runs)
+        self.tap.ledger.record(
             records.EpochStarted(
                 epoch=self.epoch,
                 cluster=self.cluster,
@@ -261,8 +261,8 @@ class SchedulerResilience(SchedulerPlugin):
         )
         self.tap.attach()
         self.workers.attach(self.tap)
-        self.clients.attach(self.tap)
-        self.shared.attach(self.tap)
+        self.clients.attach(self.tap.ledger)
+        self.shared.attach(self.tap.ledger)
         self.gate.attach()
         self.scheduler.add_plugin(self, name=self.name, idempotent=True)
         return self.tap
@@ -330,8 +330,8 @@ class SchedulerResilience(SchedulerPlugin):
             return
         self.phase = "stopped"
         if self.tap is not None and self.writer is not None:
-            self.tap.record(records.ClusterClosed(reason="closed"))
-            self.tap.detach()
+            self.tap.ledger.record(records.ClusterClosed(reason="closed"))
+            self.tap.ledger.detach()
             await self.clients.say_goodbye()
         await self.let_go()
 
@@ -357,7 +357,7 @@ class SchedulerResilience(SchedulerPlugin):
 
     def _durable_from_thread(self, lsn: int) -> None:
         if self.tap is not None:
-            self._loop.call_soon_threadsafe(self.tap.durable, lsn)
+            self._loop.call_soon_threadsafe(self.tap.ledger.durable, lsn)
 
     def _failure_from_thread(self, error: Exception) -> None:
         if isinstance(error, Fenced):
@@ -398,7 +398,7 @@ class SchedulerResilience(SchedulerPlugin):
         """In somebody else's process: drop every connection, so that no message of ours reaches a member again."""
         self._rebuilding.close()
         if self.tap is not None:
-            self.tap.detach()
+            self.tap.ledger.detach()
         for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:
             stream.abort()
         self.scheduler.stream_comms.clear()

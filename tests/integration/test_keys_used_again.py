@@ -104,3 +104,47 @@ def test_one_that_its_worker_has_not_been_told_of(make_cluster, gate, dies):
             )
         assert future.result(timeout=30) == 2
         validate(client)
+
+
+def test_one_that_is_still_needed_keeps_its_meaning_and_its_result(cluster, client, run_log, gate):
+    """Let go and used again while another task holds it: it is the same task, and what it gave is not given up."""
+    future = client.submit(run_log.task(), 1, key="again")
+    assert future.result(timeout=20) == 2
+    heir = client.submit(run_log.task(gate=gate), 3, future, pure=False)
+    until(lambda: run_log.calls() == 2)
+    del future
+    gone(client, "again")
+    future = client.submit(run_log.task(), 1, key="again")
+    until(lambda: not client._outbox, what="it is durable")
+    with outage(cluster, client):
+        pass
+    gate.touch()
+    assert client.gather([future, heir]) == [2, 6]
+    validate(client)
+    run_log.assert_each_once([1, 3])
+
+
+def test_failures_of_a_key_count_for_what_it_was_used_for_then(cluster, client, run_log, gate):
+    def fails(until_path, x):
+        import os
+
+        if not os.path.exists(until_path):  # noqa: PTH110
+            raise ValueError("ill")
+        return x
+
+    with Client(cluster.address) as other:
+        first = other.submit(fails, str(gate), 1, key="again", retries=2)
+        assert isinstance(first.exception(timeout=20), ValueError)
+        del first
+        gone(other, "again")
+    until(lambda: "again" not in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+    # Another client, which has never had it: nothing tells that the key is used again.
+    running = client.submit(run_log.task(gate=gate), 5, key="again", retries=2)
+    until(lambda: run_log.calls() == 1)
+    until(lambda: not client._outbox, what="it is durable")
+    with outage(cluster, client):
+        pass
+    left = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.tasks["again"].retries)
+    assert left == 2
+    gate.touch()
+    assert running.result(timeout=30) == 10

@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 import dask
 import pytest
 from distributed import as_completed, get_client, get_worker, rejoin, secede, wait, worker_client
-from support import fail_over, resilience_status, until, validate
+from support import all_durable, fail_over, resilience_status, until, validate
 
 from dask_resilience import Client
 
@@ -336,6 +336,7 @@ def test_worker_restrictions_hold(cluster, client, run_log, gate, workers):
         annotated = client.compute(dask.delayed(where)(1), optimize_graph=False)
 
     until(lambda: state_of(client, nowhere) == "no-worker")
+    until(lambda: state_of(client, annotated) is not None, what="the last graph has come in")
     before = restrictions(client)
     fail_over(cluster, client)
     assert restrictions(client) == before
@@ -572,6 +573,7 @@ def test_what_is_left_of_a_worker_that_died_meanwhile(make_cluster, run_log, gat
         heir = client.submit(lambda value: value, only, pure=False, workers=dying, allow_other_workers=True)
         wait([computed, failed, heir])
         assert set(ran(run_log)) == {"1", "2"}
+        all_durable(client)
         gate.unlink()
         with outage(cluster, client):
             cluster.kill_worker(1)

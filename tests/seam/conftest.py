@@ -9,8 +9,11 @@ from distributed import Scheduler
 
 from dask_resilience._distributed.scheduler_clients import Clients
 from dask_resilience._distributed.scheduler_gate import Gate
+from dask_resilience._distributed.scheduler_ledger import Ledger
+from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
 from dask_resilience._distributed.scheduler_workers import Workers
+from dask_resilience._distributed.task_notes import TaskNotes
 
 
 class Reign:
@@ -35,13 +38,14 @@ class Log:
 
     def __init__(self):
         self.records = []
+        self.hurried = 0
 
     def append(self, record):
         self.records.append(record)
         return len(self.records)
 
     def hurry(self):
-        """It is as quick as it is."""
+        self.hurried += 1
 
 
 class Stream:
@@ -69,21 +73,17 @@ class Seat:
     def __init__(self, scheduler):
         self.scheduler = scheduler
         self.log, self.reign, self.stream = Log(), Reign(), Stream()
-        self.tap = Tap(
-            scheduler,
-            self.log,
-            pending_limit_bytes=1 << 20,
-            commit_interval_seconds=0.001,
-            last_seq={},
-            retried={},
-            first_runs={},
+        self.ledger = Ledger(
+            scheduler, self.log, pending_limit_bytes=1 << 20, commit_interval_seconds=0.001, last_seq={}
         )
+        self.tap = Tap(scheduler, self.ledger, retried=TaskNotes(), first_runs=TaskNotes())
         self.tap.attach()
         self.gate = Gate(scheduler, self.reign)
         self.workers = Workers(scheduler, self.gate, link_grace_seconds=1)
         self.clients = Clients(scheduler, self.gate, grace_seconds=1)
         self.workers.attach(self.tap)
-        self.clients.attach(self.tap)
+        self.clients.attach(self.ledger)
+        Shared(scheduler).attach(self.ledger)
         self.gate.attach()
         self.gate.serving.set()
         scheduler.client_comms["c"] = self.stream

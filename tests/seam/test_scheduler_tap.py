@@ -48,7 +48,7 @@ def test_a_message_that_comes_twice_counts_once_and_is_acked_twice(seat, op):
                 result = here.scheduler.stream_handlers[op](**message(seq))
                 if asyncio.iscoroutine(result):
                     await result
-                here.tap.durable(len(here.log.records))
+                here.tap.ledger.durable(len(here.log.records))
 
             await say(1)
             await say(1)
@@ -67,7 +67,7 @@ def test_nothing_is_acked_before_it_is_durable(seat):
             await here.scheduler.stream_handlers["update-graph"](client="c", **graph("x", seq=1))
             assert "x" in here.scheduler.tasks
             assert here.stream.acks() == []
-            here.tap.durable(len(here.log.records))
+            here.tap.ledger.durable(len(here.log.records))
             assert here.stream.acks() == [1]
 
     asyncio.run(main())
@@ -83,12 +83,12 @@ CALLS = {
 def test_a_call_is_answered_when_what_it_recorded_is_durable(seat, op):
     async def main():
         async with seat() as here:
-            here.tap.record(records.KeysReleased(client="c", keys=("x",)))
+            here.tap.ledger.record(records.KeysReleased(client="c", keys=("x",)))
             call = asyncio.ensure_future(here.scheduler.handlers[op](**CALLS[op]))
             for _ in range(20):
                 await asyncio.sleep(0)
             assert not call.done()
-            here.tap.durable(len(here.log.records))
+            here.tap.ledger.durable(len(here.log.records))
             await asyncio.wait_for(call, 5)
 
     asyncio.run(main())
