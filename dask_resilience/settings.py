@@ -30,12 +30,18 @@ _MIB: Final = 2**20
 #: Settings whose value is a mapping of names that are not ours.
 _FREE: Final = frozenset({"storage-options"})
 
+#: Schemes of stores that are behind a network.
+_DISTANT: Final = frozenset({"s3", "s3a", "gs", "gcs"})
+
 with Path(__file__).with_name("resilience.yaml").open(encoding="utf-8") as _defaults:
     dask.config.update_defaults(yaml.safe_load(_defaults))
 
 
-def _setting(key: str, parse: Callable[[Any], _Value], *, secret: bool = False) -> Any:
-    return field(metadata={"key": key, "parse": parse}, repr=not secret)
+def _setting(
+    key: str, parse: Callable[[Any], _Value], *, secret: bool = False, unset: tuple[_Value, _Value] | None = None
+) -> Any:
+    """A field; `unset` is what null means on a store of this host, and on one behind a network."""
+    return field(metadata={"key": key, "parse": parse, "unset": unset}, repr=not secret)
 
 
 def _text_or_none(raw: Any) -> str | None:
@@ -102,7 +108,8 @@ class JournalSettings:
     Parameters
     ----------
     commit_interval_seconds
-        How long a record may wait for others, so that one sync commits them together.
+        How long a record may wait for others, so that one sync commits them together. Unset, 20 ms; 100 ms in an
+        object store, where each commit is an object and costs some 10 to 50 ms whatever its size.
     segment_size_bytes
         A segment that has grown to this size is sealed.
     pending_limit_bytes
@@ -111,7 +118,9 @@ class JournalSettings:
         What a journal that cannot be written stops.
     """
 
-    commit_interval_seconds: float = _setting("journal.commit-interval", _duration(0.0, 1.0))
+    commit_interval_seconds: float = _setting(
+        "journal.commit-interval", _duration(0.0, 1.0), unset=(0.02, 0.1)
+    )
     segment_size_bytes: int = _setting("journal.segment-size", _size(65_536, 1024 * _MIB))
     pending_limit_bytes: int = _setting("journal.pending-limit", _size(_MIB, 65_536 * _MIB))
     on_failure: Literal["stop-acks", "stop-scheduler"] = _setting(
@@ -126,7 +135,8 @@ class FailoverSettings:
     Parameters
     ----------
     lease_ttl_seconds
-        How long a lease holds without renewal.
+        How long a lease holds without renewal. Unset, 3 s; 10 s in an object store: a renewal is sent every third of
+        it, a request that gets no answer is given up and sent again after 2 s, and 10 s / 3 leaves room for both.
     grace_seconds
         How long a new scheduler waits for workers that may be alive.
     client_grace_seconds
@@ -135,7 +145,7 @@ class FailoverSettings:
         How long a worker whose link broke may take to come back before its tasks run elsewhere.
     """
 
-    lease_ttl_seconds: float = _setting("failover.lease-ttl", _duration(0.5, 600.0))
+    lease_ttl_seconds: float = _setting("failover.lease-ttl", _duration(0.5, 600.0), unset=(3.0, 10.0))
     grace_seconds: float = _setting("failover.grace", _duration(0.1, 3600.0))
     client_grace_seconds: float = _setting("failover.client-grace", _duration(0.1, _DAY))
     link_grace_seconds: float = _setting("failover.link-grace", _duration(0.0, 3600.0))
@@ -219,7 +229,7 @@ class Settings:
         if not isinstance(tree, Mapping):
             raise ConfigError("resilience", f"expected a mapping of settings, not {tree!r}")
         _refuse_unknown(tree)
-        settings = _read(cls)
+        settings = _read(cls, distant=_is_distant(dask.config.get("resilience.store", None)))
         _check_relations(settings)
         return settings
 
@@ -245,17 +255,22 @@ def keys(part: type = Settings) -> Iterator[str]:
             yield from keys(hints[item.name])
 
 
-def _read(part: type[_Value]) -> _Value:
+def _is_distant(store: Any) -> bool:
+    return isinstance(store, str) and store.partition("://")[0].lower() in _DISTANT
+
+
+def _read(part: type[_Value], *, distant: bool) -> _Value:
     hints = get_type_hints(part)
     values: dict[str, Any] = {}
     for item in fields(part):  # type: ignore[arg-type]
         if "key" not in item.metadata:
-            values[item.name] = _read(hints[item.name])
+            values[item.name] = _read(hints[item.name], distant=distant)
             continue
         # By the full dotted key: a name from the environment stands in the tree with underscores.
         key = f"resilience.{item.metadata['key']}"
         try:
-            values[item.name] = item.metadata["parse"](dask.config.get(key))
+            raw, unset = dask.config.get(key), item.metadata["unset"]
+            values[item.name] = item.metadata["parse"](raw) if raw is not None or unset is None else unset[distant]
         except ValueError as error:
             raise ConfigError(key, str(error)) from None
         except KeyError:

@@ -98,7 +98,11 @@ def check_url(url: str | None) -> None:
 def _checked(url: str) -> SplitResult:
     if not url:
         raise StoreError(url, "resilience.store is empty; give it a directory or a URL")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        shown = f"{url.partition('://')[0]}://..."
+        raise StoreError(shown, f"is no URL ({error}). Write scheme://bucket/prefix, or a path") from None
     if parts.scheme in _LOCAL:
         if parts.scheme and (parts.netloc not in ("", "localhost") or parts.query or parts.fragment):
             raise StoreError(url, f"write {parts.scheme}:///absolute/path, with three slashes")

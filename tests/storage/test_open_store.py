@@ -42,6 +42,7 @@ def test_urls_that_are_accepted(url):
         ("s3://bucket/a#b", "write s3://bucket/prefix"),
         ("s3://bucket/a?versionId=3", "no credentials and no query"),
         ("az://container/a", "'az' is not supported"),
+        ("s3://[bucket", "is no URL"),
     ],
 )
 def test_urls_that_are_refused(url, says):
