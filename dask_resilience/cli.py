@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import click
 
@@ -50,16 +49,16 @@ def resilience() -> None:
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def verify(context: click.Context, store: str, output: str) -> None:
-    """Check every byte of the journal in STORE, a directory or URL.
+    """Check every byte of the journal in STORE, a directory or URL, and of the objects beside it.
 
-    Nothing in the journal is changed, and the scheduler may be running. Exits with 0 when the journal is sound, with
-    1 when a recovery would refuse it, with 2 when it could not be looked at.
+    Nothing in the store is changed, and the scheduler may be running. Exits with 0 when all is sound, with 1 when an
+    object is not what was written or a recovery would refuse the journal, with 2 when it could not be looked at.
     """
-    from dask_resilience.journal.verify import verify_store
+    from dask_resilience.storage.store_check import check_store
 
     with _errors_in_one_line():
         opened = _open_journal(store)
-        report = verify_store(_segments(opened), cluster=_cluster_id(opened))
+        report = check_store(opened)
         if output == "json":
             summary = {"store": opened.url, "sound": not report.damaged, **asdict(report)}
             click.echo(json.dumps(summary, indent=2))
@@ -103,22 +102,6 @@ def _open_journal(url: str) -> ConditionalStore:
     return store
 
 
-def _segments(store: ConditionalStore) -> Iterator[tuple[str, bytes]]:
-    from dask_resilience.storage import names
-
-    for name in store.list(names.LOG):
-        stored = store.get(name)
-        if stored is not None:
-            yield name, stored.data
-
-
-def _cluster_id(store: ConditionalStore) -> bytes | None:
-    from dask_resilience.storage.cluster_object import read_cluster
-
-    cluster = read_cluster(store)
-    return None if cluster is None else UUID(cluster.cluster_id).bytes
-
-
 def _print_report(report: Report, *, url: str) -> None:
     from rich.console import Console
     from rich.table import Column, Table
@@ -127,7 +110,7 @@ def _print_report(report: Report, *, url: str) -> None:
     console = Console(highlight=False)
     if report.findings:
         # A name must be whole to be of use; the problem may take several lines.
-        table = Table("level", Column("segment", no_wrap=True, overflow="fold"), "byte", "problem")
+        table = Table("level", Column("object", no_wrap=True, overflow="fold"), "byte", "problem")
         for finding in report.findings:
             style = "bold red" if finding.level == "damage" else ""
             # As Text: a name or a problem may hold brackets, which would be read as markup.

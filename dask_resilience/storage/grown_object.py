@@ -1,6 +1,6 @@
 """Objects that grow, on stores whose objects do not: a head under the object's own name, and parts below `.parts/`.
 
-The head holds a line that says so, a random identity, and the header. Part *n* is created, never overwritten, after
+The head holds a line that says so, with a random identity and a checksum, and the header. Part *n* is created, never overwritten, after
 part *n - 1* was; so the parts that are there are a prefix of what was written, and one that is missing before another
 is a loss. The identity is in the name of each part, so parts of an object that was deleted are never taken for those
 of the next one of its name. Parts do not change, so their sizes are remembered.
@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import google_crc32c
+
 from dask_resilience.errors import JournalCorrupt, StoreError
 from dask_resilience.storage import names
 from dask_resilience.storage.object_store import AppendHandle, Outcome
@@ -24,8 +26,10 @@ from dask_resilience.storage.remote_requests import Requests
 #: What every head begins with, whatever its version.
 GROWN = b"dask-resilience grown "
 
-_MAGIC = GROWN + b"1\n"
-_IDENTITY_BYTES = 32
+_FORM = 1
+
+#: The line of the form that is written is 71 bytes long.
+_LONGEST_LINE = 200
 
 #: Objects whose sizes of parts are remembered.
 _REMEMBERED = 64
@@ -59,17 +63,26 @@ class Head:
 
     def encode(self) -> bytes:
         """Turn it into bytes."""
-        return b"".join((_MAGIC, self.identity.encode(), b"\n", self.header))
+        line = b"%b%d %b" % (GROWN, _FORM, self.identity.encode())
+        return b"%b %08x\n%b" % (line, google_crc32c.value(line), self.header)
 
     @classmethod
     def decode(cls, data: bytes, *, url: str, name: str) -> Head | None:
-        """Read it back; None for an object that does not grow."""
+        """Read it back; None for an object that does not grow.
+
+        With another identity the object would have no parts, and what they hold would be missing without a trace:
+        hence the checksum.
+        """
         if not data.startswith(GROWN):
             return None
-        start = len(_MAGIC) + _IDENTITY_BYTES
-        if not data.startswith(_MAGIC) or data[start : start + 1] != b"\n":
+        end = data.find(b"\n", 0, _LONGEST_LINE)
+        line, _, check = data[: max(end, 0)].rpartition(b" ")
+        if check != b"%08x" % google_crc32c.value(line):
+            raise JournalCorrupt(name, 0, "the line that names the parts of the object does not check")
+        form, _, identity = line.removeprefix(GROWN).partition(b" ")
+        if form != b"%d" % _FORM:
             raise StoreError(url, f"{name} has a form that this release does not know. Install a newer dask-resilience")
-        return cls(identity=data[len(_MAGIC) : start].decode("latin-1"), header=data[start + 1 :])
+        return cls(identity=identity.decode("latin-1"), header=data[end + 1 :])
 
 
 class GrownObjects:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections import deque
 from dataclasses import replace
 from typing import ClassVar
@@ -11,15 +10,14 @@ from typing import ClassVar
 from support import until
 
 from dask_resilience.journal.records import ClientLeft, EpochStarted
-from dask_resilience.journal.verify import verify_store
 from dask_resilience.storage import names
-from dask_resilience.storage.cluster_object import read_cluster
 from dask_resilience.storage.identity import this_process
 from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import AppendHandle
 from dask_resilience.storage.remote_store import RemoteStore
+from dask_resilience.storage.store_check import check_store
 from dask_resilience.storage.takeover import rule
 from dask_resilience.storage.trouble import store_error
 
@@ -203,8 +201,7 @@ def read(store):
 
 
 def verify(store):
-    segments = ((name, store.get(name).data) for name in store.list(names.LOG))
-    return verify_store(segments, cluster=uuid.UUID(read_cluster(store).cluster_id).bytes)
+    return check_store(store)
 
 
 def segments(store):

@@ -7,6 +7,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import google_crc32c
 import pytest
 from support import until
 
@@ -229,9 +230,9 @@ class TestParts:
     def test_a_form_of_a_newer_release_is_told(self, made, backend):
         grow(made)
         found = objects(backend)["p/log/a"]
-        objects(backend)["p/log/a"] = type(found)(
-            data=found.data.replace(b"grown 1", b"grown 2"), token=found.token, write_id=""
-        )
+        line = GROWN + b"2 whatever"
+        data = b"%b %08x\nheader" % (line, google_crc32c.value(line))
+        objects(backend)["p/log/a"] = type(found)(data=data, token=found.token, write_id="")
         with pytest.raises(StoreError, match="Install a newer dask-resilience"):
             made.get("log/a")
 

@@ -55,9 +55,9 @@ class TestCluster:
             ruling(faulty)
 
     def test_a_newer_format_is_told(self, faulty):
-        fields = {"version": 2, "id": this_process().boot_id, "name": None}
+        fields = {"version": 3, "id": this_process().boot_id, "name": None}
         faulty.create(names.CLUSTER, json.dumps(fields).encode())
-        with pytest.raises(StoreError, match="format 2"):
+        with pytest.raises(StoreError, match="format 3"):
             read_cluster(faulty)
 
     def test_a_store_that_is_full_is_told(self, faulty, monkeypatch):
@@ -313,7 +313,7 @@ class TestLeadership:
             won.publish("tcp://a:2")
 
     @pytest.mark.parametrize(
-        ("data", "says"), [(b"{}", "damaged"), (b"[1]", "damaged"), (b'{"version": 2}', "format 2")]
+        ("data", "says"), [(b"{}", "damaged"), (b"[1]", "damaged"), (b'{"version": 3}', "format 3")]
     )
     def test_an_unreadable_record_is_told(self, faulty, data, says):
         faulty.create(names.LEADER, data)
