@@ -9,7 +9,7 @@ TREE := build/tree
 .PHONY: help demo test lint bench chaos wheel clean
 
 help:
-	@echo "make demo    a cluster whose scheduler is killed and which goes on"
+	@echo "make demo    a cluster whose scheduler is killed and which goes on; ARGS=\"--store s3://bucket/prefix\" keeps its journal there"
 	@echo "make test    unit, integration and short chaos tests, with coverage over all processes"
 	@echo "make lint    ruff, mypy --strict, layers"
 	@echo "make bench   each benchmark beside stock Dask"

@@ -33,8 +33,9 @@ _FREE: Final = frozenset({"storage-options"})
 #: Schemes of stores that are behind a network.
 _DISTANT: Final = frozenset({"s3", "s3a", "gs", "gcs"})
 
-with Path(__file__).with_name("resilience.yaml").open(encoding="utf-8") as _defaults:
-    dask.config.update_defaults(yaml.safe_load(_defaults))
+with Path(__file__).with_name("resilience.yaml").open(encoding="utf-8") as _file:
+    _DEFAULTS: Final = yaml.safe_load(_file)
+dask.config.update_defaults(_DEFAULTS)
 
 
 def _setting(
@@ -118,9 +119,7 @@ class JournalSettings:
         What a journal that cannot be written stops.
     """
 
-    commit_interval_seconds: float = _setting(
-        "journal.commit-interval", _duration(0.0, 1.0), unset=(0.02, 0.1)
-    )
+    commit_interval_seconds: float = _setting("journal.commit-interval", _duration(0.0, 1.0), unset=(0.02, 0.1))
     segment_size_bytes: int = _setting("journal.segment-size", _size(65_536, 1024 * _MIB))
     pending_limit_bytes: int = _setting("journal.pending-limit", _size(_MIB, 65_536 * _MIB))
     on_failure: Literal["stop-acks", "stop-scheduler"] = _setting(
@@ -269,12 +268,12 @@ def _read(part: type[_Value], *, distant: bool) -> _Value:
         # By the full dotted key: a name from the environment stands in the tree with underscores.
         key = f"resilience.{item.metadata['key']}"
         try:
-            raw, unset = dask.config.get(key), item.metadata["unset"]
+            # The defaults are gone where this module was first imported inside a `dask.config.set` that has ended.
+            raw = dask.config.get(key, dask.config.get(key, config=_DEFAULTS))
+            unset = item.metadata["unset"]
             values[item.name] = item.metadata["parse"](raw) if raw is not None or unset is None else unset[distant]
         except ValueError as error:
             raise ConfigError(key, str(error)) from None
-        except KeyError:
-            raise ConfigError(key, "is missing; leave it out of your configuration to get its default") from None
     return part(**values)
 
 

@@ -218,8 +218,20 @@ def test_a_tree_that_is_no_mapping():
 
 
 def test_a_configuration_without_its_defaults():
-    with dask.config.set({"resilience": {"store": "/srv/journal"}}), pytest.raises(ConfigError, match="is missing"):
-        Settings.load()
+    known = dict(flat(Settings.load()))
+    with dask.config.set({"resilience": {"store": "/srv/journal"}}):
+        assert dict(flat(Settings.load())) == {**known, "store": "/srv/journal"}
+
+
+def test_defaults_outlive_the_block_in_which_they_were_first_read(tmp_path):
+    code = (
+        "import dask\n"
+        "with dask.config.set({'resilience.store': '/srv/journal'}):\n"
+        "    from dask_resilience.settings import Settings\n"
+        "print(Settings.load().store, Settings.load().failover.grace_seconds)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["None", "10.0"], done.stderr
 
 
 def test_environment_names_have_underscores(tmp_path):

@@ -1,8 +1,8 @@
 """The JSON of the store's small objects, with a checksum of its own; see ``docs/reference/journal-format.md``.
 
 Version 2 ends in the checksum of all before it, in a form that is compared byte for byte. So a flipped bit is found
-wherever it is: before the checksum it does not fit, and in it the object has either no checksum or a wrong one. Version 1
-had none, and no single flip makes a 1 of the 2 that says that there must be one.
+wherever it is: one before the checksum does not fit it, and one in it leaves no checksum or a wrong one. Version 1 had
+none, and no single flip makes a 1 of the 2 that says that there must be one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Objects that grow, on stores whose objects do not: a head under the object's own name, and parts below `.parts/`.
 
-The head holds a line that says so, with a random identity and a checksum, and the header. Part *n* is created, never overwritten, after
-part *n - 1* was; so the parts that are there are a prefix of what was written, and one that is missing before another
-is a loss. The identity is in the name of each part, so parts of an object that was deleted are never taken for those
-of the next one of its name. Parts do not change, so their sizes are remembered.
+The head holds a line that says so, with a random identity and a checksum, and the header. Part *n* is created, never
+overwritten, after part *n - 1* was; so the parts that are there are a prefix of what was written, and one that is
+missing before another is a loss. The identity is in the name of each part, so parts of an object that was deleted are
+never taken for those of the next one of its name. Parts do not change, so their sizes are remembered.
 """
 
 from __future__ import annotations
