@@ -30,7 +30,6 @@ def cluster(server, make_cluster):
         environment={
             "DASK_RESILIENCE__STORE": place,
             "DASK_RESILIENCE__STORAGE_OPTIONS": json.dumps(options),
-            "DASK_RESILIENCE__FAILOVER__LEASE_TTL": "4s",
         },
     )
     made.opened = open_store(place, existing=True, storage_options=options)

@@ -139,6 +139,10 @@ class SeaweedFS(S3Server):
             f"-s3.port={s3}",
             f"-s3.port.grpc={s3_grpc}",
             f"-s3.config={identities}",
+            # Not needed, and on ports that a second server on this host could not have.
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-master.telemetry=false",
         ]
         super().start(command, log=self.folder / "log")
         self.until_writable()
