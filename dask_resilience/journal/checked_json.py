@@ -35,7 +35,7 @@ def encode_checked(fields: Mapping[str, Any]) -> bytes:
     Examples
     --------
     >>> encode_checked({"epoch": 7})
-    b'{"version": 2, "epoch": 7, "crc32c": "99c5f6ea"}'
+    b'{"version": 2, "epoch": 7, "crc32c": "fbbb3d86"}'
     """
     written = json.dumps({"version": VERSION, **fields}).encode().removesuffix(b"}")
     return b'%b, "crc32c": "%08x"}' % (written, google_crc32c.value(written))
