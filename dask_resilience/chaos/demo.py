@@ -4,8 +4,8 @@ A real job (see `pipeline`) runs on a cluster of processes of this host. At a fi
 in the middle a worker with its nanny, at three quarters the scheduler again. A dead scheduler is replaced at
 the same address at once, as systemd or Kubernetes would. The same job on stock Dask, with one kill, is shown
 beside it. ``--store s3://bucket/prefix`` or ``gs://bucket/prefix`` keeps the journal there, reached as
-``DASK_RESILIENCE__STORAGE_OPTIONS`` and the configuration of fsspec say. The last line of stdout is one JSON object. The
-exit code is 0 when every result is the one that pandas computes and nothing ran twice because of the scheduler, and
+``DASK_RESILIENCE__STORAGE_OPTIONS`` and the configuration of fsspec say. The last line of stdout is one JSON object.
+The exit code is 0 when every result is the one that pandas computes and nothing ran twice because of the scheduler, and
 2 when the store is of no use.
 """
 

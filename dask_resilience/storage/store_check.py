@@ -5,12 +5,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from dask_resilience.errors import JournalCorrupt
 from dask_resilience.failover.lease_record import LeaseRecord
 from dask_resilience.journal.checked_json import decode_checked, is_checked
-from dask_resilience.journal.verify import Finding, Report, verify_store
+from dask_resilience.journal.verify import Finding, Level, Report, verify_store
 from dask_resilience.storage import names
 from dask_resilience.storage.cluster_object import decode_cluster
 from dask_resilience.storage.leadership import decode_leader
@@ -64,7 +63,7 @@ class _Check:
     #: Why segments could not be read, by name.
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def tell(self, level: Any, name: str, problem: str) -> None:
+    def tell(self, level: Level, name: str, problem: str) -> None:
         self.findings.append(Finding(level=level, name=name, offset=0, problem=problem))
 
     def cluster(self) -> bytes | None:

@@ -79,9 +79,8 @@ def test_a_segment_without_one_of_its_parts_is_told_with_its_cause():
     for _ in range(2):
         ruler.append().settled()
     shelf = _SHELVES["store-check"].objects
-    first = sorted(key for key in shelf if key.startswith(names.PARTS))[0]
-    del shelf[first]
-    level, name, problem = only(open_store("memory://store-check"))
+    del shelf[min(key for key in shelf if key.startswith(names.PARTS))]
+    level, name, problem = only(store)
     assert (level, name) == ("damage", names.segment(1, 0))
     assert "part 1 is missing" in problem
     store.close()
