@@ -65,6 +65,7 @@ class Compass:
         self._store: ConditionalStore | None = None
         self._store_refused: str | None = None
         self._reading: asyncio.Future[Any] | None = None
+        self._closed = False
 
     async def find(self, *, answer_seconds: float = 5.0) -> Ruler | None:
         """The ruling scheduler, or None if nobody who may rule answers now."""
@@ -94,6 +95,15 @@ class Compass:
             if self._store_url is None:
                 self._store_url = ruler.store
 
+    async def close(self) -> None:
+        """Let go of the store. May be called twice."""
+        self._closed = True
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=_STORE_SECONDS)
+        store, self._store = self._store, None
+        if store is not None:
+            await asyncio.to_thread(store.close)
+
     async def recorded(self) -> str | None:
         """Address in the store's leader record, where the store can be read from here."""
         record = await self._record()
@@ -120,7 +130,7 @@ class Compass:
         return reading.result()
 
     def _read(self) -> Any:
-        if self._store_url is None or self._store_url == self._store_refused:
+        if self._closed or self._store_url is None or self._store_url == self._store_refused:
             return None
         try:
             if self._store is None:

@@ -158,7 +158,9 @@ class WorkerLink:
         for task in (self._returning, self._watching):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        return await self._stock_close(*args, **{**kwargs, "reason": reason})
+        closed = await self._stock_close(*args, **{**kwargs, "reason": reason})
+        await self.compass.close()
+        return closed
 
     def _get_client(self, timeout: float | None = None) -> Any:
         """As stock, but a client that is made here survives as the worker does."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import asynccontextmanager
 
+import pytest
 from distributed.core import Server
 
 from dask_resilience._distributed import leader as leader_module
 from dask_resilience._distributed.leader import Compass, Ruler
 from dask_resilience.errors import StoreError
+from dask_resilience.storage import open_store
 
 
 @asynccontextmanager
@@ -90,3 +93,25 @@ def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
             gate.set()
 
     asyncio.run(main())
+
+
+def test_the_store_is_let_go_and_not_opened_again(store, monkeypatch):
+    opened = []
+
+    def noting(*args, **kwargs):
+        opened.append(open_store(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(leader_module, "open_store", noting)
+
+    async def main():
+        compass = Compass("tcp://127.0.0.1:1", connection_args={}, store_url=str(store))
+        assert await compass.recorded() is None
+        await compass.close()
+        await compass.close()
+        assert await compass.recorded() is None
+
+    asyncio.run(main())
+    (only,) = opened
+    with pytest.raises(OSError):  # noqa: PT011 - the folder's descriptor is closed
+        os.fstat(only._folder)
