@@ -424,8 +424,7 @@ class ResilientClient(distributed.Client):
             self._watching.cancel()
         self._joined.set()
         await super()._close(fast=fast)
-        # Not at the end of the interpreter, which takes no new threads and lets go of everything anyway.
-        if self._compass is not None and not fast:
+        if self._compass is not None:
             await self._compass.close()
 
     async def _drain(self) -> None:

@@ -102,7 +102,8 @@ class Compass:
             await asyncio.wait({self._reading}, timeout=_STORE_SECONDS)
         store, self._store = self._store, None
         if store is not None:
-            await asyncio.to_thread(store.close)
+            # Here and not in a thread, which an interpreter that ends does not start any more: nothing is sent.
+            store.close()
 
     async def recorded(self) -> str | None:
         """Address in the store's leader record, where the store can be read from here."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import dask
 import pytest
 from support import fail_over, until
 
+from dask_resilience import Client
 from dask_resilience.storage import open_store
 from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.takeover import leader
@@ -64,3 +66,14 @@ def test_a_standby_finds_it_there(cluster, client, run_log):
     assert client.gather(futures) == [2 * x for x in range(30)]
     run_log.assert_each_once(range(30))
     assert client.scheduler_info()["address"] == leader(cluster.opened).address
+
+
+def test_a_client_that_is_closed_keeps_nothing_open(cluster):
+    def io_threads():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("store-")]
+
+    before = io_threads()
+    with Client(cluster.address) as client:
+        until(lambda: len(io_threads()) > len(before), what="the client looks into the store")
+        assert client.submit(sum, [1, 2]).result() == 3
+    assert io_threads() == before
