@@ -10,6 +10,7 @@ TREE := build/tree
 
 help:
 	@echo "make demo    a cluster whose scheduler is killed and which goes on"
+	@echo "             ARGS=\"--store s3://bucket/prefix\" or gs://: with its journal there"
 	@echo "make test    unit, integration and short chaos tests, with coverage over all processes"
 	@echo "make lint    ruff, mypy --strict, layers"
 	@echo "make bench   each benchmark beside stock Dask"
@@ -17,7 +18,7 @@ help:
 	@echo "make wheel   build the wheel into dist/ and check what is in it"
 	@echo "make clean   remove what these made; .venv stays"
 
-demo: .venv/.stamp-demo
+demo: .venv/.stamp-demo $(if $(findstring s3://,$(ARGS)),.venv/.stamp-store-s3) $(if $(findstring gs://,$(ARGS)),.venv/.stamp-store-gcs)
 	$(BIN)/python -m dask_resilience.chaos.demo $(ARGS)
 
 test: .venv/.stamp-test
@@ -58,6 +59,11 @@ clean:
 
 .venv/.stamp-demo: .venv/.stamp-made pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	@touch $@
+
+# What the demo needs besides, to reach a store in a cloud.
+.venv/.stamp-store-%: .venv/.stamp-made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,$*]"
 	@touch $@
 
 # The tests shuffle dataframes, hence the demo's extra.

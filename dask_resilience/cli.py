@@ -51,16 +51,16 @@ def resilience() -> None:
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_context
 def verify(context: click.Context, store: str, output: str) -> None:
-    """Check every byte of the journal in STORE, a directory or URL.
+    """Check every byte of the journal in STORE, a directory or URL, and of the objects beside it.
 
-    Nothing in the journal is changed, and the scheduler may be running. Exits with 0 when the journal is sound, with
-    1 when a recovery would refuse it, with 2 when it could not be looked at.
+    Nothing in the store is changed, and the scheduler may be running. Exits with 0 when all is sound, with 1 when an
+    object is not what was written or a recovery would refuse the journal, with 2 when it could not be looked at.
     """
-    from dask_resilience.storage.verify import verify_journal
+    from dask_resilience.storage.store_check import check_store
 
     with _errors_in_one_line():
         opened = _open_journal(store)
-        report = verify_journal(opened)
+        report = check_store(opened)
         if output == "json":
             summary = {"store": opened.url, "sound": not report.damaged, **asdict(report)}
             click.echo(json.dumps(summary, indent=2))
@@ -106,9 +106,10 @@ def inspect(store: str, limit: int | None, wanted: str | None) -> None:
 
 
 def _open_journal(url: str) -> ConditionalStore:
+    from dask_resilience.settings import Settings
     from dask_resilience.storage import names, open_store
 
-    store = open_store(url, existing=True)
+    store = open_store(url, existing=True, storage_options=Settings.load().storage_options)
     # A mistyped path must not pass for a sound journal.
     if not store.exists(names.CLUSTER) and not store.list(names.LOG):
         raise StoreError(store.url, "there is no journal here; give the directory or URL that resilience.store names")

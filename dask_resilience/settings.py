@@ -27,18 +27,37 @@ _Value = TypeVar("_Value")
 _DAY: Final = 86_400.0
 _MIB: Final = 2**20
 
-with Path(__file__).with_name("resilience.yaml").open(encoding="utf-8") as _defaults:
-    dask.config.update_defaults(yaml.safe_load(_defaults))
+#: Settings whose value is a mapping of names that are not ours.
+_FREE: Final = frozenset({"storage-options"})
+
+#: Schemes of stores that are behind a network.
+_DISTANT: Final = frozenset({"s3", "s3a", "gs", "gcs"})
+
+with Path(__file__).with_name("resilience.yaml").open(encoding="utf-8") as _file:
+    _DEFAULTS: Final = yaml.safe_load(_file)
+dask.config.update_defaults(_DEFAULTS)
 
 
-def _setting(key: str, parse: Callable[[Any], _Value]) -> Any:
-    return field(metadata={"key": key, "parse": parse})
+def _setting(
+    key: str, parse: Callable[[Any], _Value], *, secret: bool = False, unset: tuple[_Value, _Value] | None = None
+) -> Any:
+    """A field; `unset` is what null means on a store of this host, and on one behind a network."""
+    return field(metadata={"key": key, "parse": parse, "unset": unset}, repr=not secret)
 
 
 def _text_or_none(raw: Any) -> str | None:
     if raw is None or (isinstance(raw, str) and raw.strip()):
         return raw
     raise ValueError(f"expected text or null, not {raw!r}; put quotes around it")
+
+
+def _mapping_or_none(raw: Any) -> Mapping[str, Any]:
+    if raw is None:
+        return {}
+    if isinstance(raw, Mapping) and all(isinstance(name, str) for name in raw):
+        return dict(raw)
+    # Not shown: it may hold a secret.
+    raise ValueError(f"expected a mapping of names to values or null, not {type(raw).__name__}")
 
 
 def _one_of(*choices: str) -> Callable[[Any], str]:
@@ -94,7 +113,8 @@ class JournalSettings:
     Parameters
     ----------
     commit_interval_seconds
-        How long a record may wait for others, so that one sync commits them together.
+        How long a record may wait for others, so that one sync commits them together. Unset, 20 ms; 100 ms in an
+        object store, where each commit is an object and costs some 10 to 50 ms whatever its size.
     segment_size_bytes
         A segment that has grown to this size is sealed.
     pending_limit_bytes
@@ -103,7 +123,7 @@ class JournalSettings:
         What a journal that cannot be written stops.
     """
 
-    commit_interval_seconds: float = _setting("journal.commit-interval", _duration(0.0, 1.0))
+    commit_interval_seconds: float = _setting("journal.commit-interval", _duration(0.0, 1.0), unset=(0.02, 0.1))
     segment_size_bytes: int = _setting("journal.segment-size", _size(65_536, 1024 * _MIB))
     pending_limit_bytes: int = _setting("journal.pending-limit", _size(_MIB, 65_536 * _MIB))
     on_failure: Literal["stop-acks", "stop-scheduler"] = _setting(
@@ -131,7 +151,8 @@ class FailoverSettings:
     Parameters
     ----------
     lease_ttl_seconds
-        How long a lease holds without renewal.
+        How long a lease holds without renewal. Unset, 3 s; 10 s in an object store: a renewal is sent every third of
+        it, a request that gets no answer is given up and sent again after 2 s, and 10 s / 3 leaves room for both.
     grace_seconds
         How long a new scheduler waits for workers that may be alive.
     client_grace_seconds
@@ -140,7 +161,7 @@ class FailoverSettings:
         How long a worker whose link broke may take to come back before its tasks run elsewhere.
     """
 
-    lease_ttl_seconds: float = _setting("failover.lease-ttl", _duration(0.5, 600.0))
+    lease_ttl_seconds: float = _setting("failover.lease-ttl", _duration(0.5, 600.0), unset=(3.0, 10.0))
     grace_seconds: float = _setting("failover.grace", _duration(0.1, 3600.0))
     client_grace_seconds: float = _setting("failover.client-grace", _duration(0.1, _DAY))
     link_grace_seconds: float = _setting("failover.link-grace", _duration(0.0, 3600.0))
@@ -180,6 +201,8 @@ class Settings:
     ----------
     store
         Directory or URL of journal and lease; None for `default_store`.
+    storage_options
+        What the library behind a remote store is given; empty for nothing. Not shown, since it may hold secrets.
     cluster
         The name that the store must carry; None for any.
     leader_poll_seconds
@@ -196,6 +219,7 @@ class Settings:
     """
 
     store: str | None = _setting("store", _text_or_none)
+    storage_options: Mapping[str, Any] = _setting("storage-options", _mapping_or_none, secret=True)
     cluster: str | None = _setting("cluster", _text_or_none)
     leader_poll_seconds: float = _setting("leader-poll", _duration(0.01, 60.0))
     journal: JournalSettings
@@ -222,7 +246,7 @@ class Settings:
         if not isinstance(tree, Mapping):
             raise ConfigError("resilience", f"expected a mapping of settings, not {tree!r}")
         _refuse_unknown(tree)
-        settings = _read(cls)
+        settings = _read(cls, distant=_is_distant(dask.config.get("resilience.store", None)))
         _check_relations(settings)
         return settings
 
@@ -248,21 +272,26 @@ def keys(part: type = Settings) -> Iterator[str]:
             yield from keys(hints[item.name])
 
 
-def _read(part: type[_Value]) -> _Value:
+def _is_distant(store: Any) -> bool:
+    return isinstance(store, str) and store.partition("://")[0].lower() in _DISTANT
+
+
+def _read(part: type[_Value], *, distant: bool) -> _Value:
     hints = get_type_hints(part)
     values: dict[str, Any] = {}
     for item in fields(part):  # type: ignore[arg-type]
         if "key" not in item.metadata:
-            values[item.name] = _read(hints[item.name])
+            values[item.name] = _read(hints[item.name], distant=distant)
             continue
         # By the full dotted key: a name from the environment stands in the tree with underscores.
         key = f"resilience.{item.metadata['key']}"
         try:
-            values[item.name] = item.metadata["parse"](dask.config.get(key))
+            # The defaults are gone where this module was first imported inside a `dask.config.set` that has ended.
+            raw = dask.config.get(key, dask.config.get(key, config=_DEFAULTS))
+            unset = item.metadata["unset"]
+            values[item.name] = item.metadata["parse"](raw) if raw is not None or unset is None else unset[distant]
         except ValueError as error:
             raise ConfigError(key, str(error)) from None
-        except KeyError:
-            raise ConfigError(key, "is missing; leave it out of your configuration to get its default") from None
     return part(**values)
 
 
@@ -280,7 +309,7 @@ def _refuse_unknown(tree: Mapping[Any, Any]) -> None:
 def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         key = prefix + str(name).replace("_", "-")
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and key not in _FREE:
             yield from _flatten(value, f"{key}.")
         else:
             yield key, value

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dask_resilience.cli import resilience
+from dask_resilience.journal.checked_json import encode_checked
 from dask_resilience.journal.codec import encode_frame
 from dask_resilience.journal.records import (
     ClientJoined,
@@ -107,6 +108,21 @@ def test_verify_names_the_damage(journal):
     assert told["findings"][0]["offset"] == HEADER_BYTES
 
 
+def test_verify_names_a_damaged_object_beside_the_journal(journal):
+    flip(journal / names.CLUSTER, 20)
+    done = run("verify", journal, "-o", "json")
+    assert done.exit_code == 1
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (finding["level"], finding["name"]) == ("damage", names.CLUSTER)
+
+
+def test_a_journal_without_an_owner_is_damage(journal):
+    (journal / names.CLUSTER).unlink()
+    done = run("verify", journal)
+    assert done.exit_code == 1
+    assert "nothing says whose journal this is" in " ".join(done.stdout.split())
+
+
 def test_a_torn_tail_is_a_note_and_sound(journal):
     newest = segment(journal, 2)
     newest.write_bytes(newest.read_bytes()[:-3])
@@ -123,9 +139,7 @@ def test_a_missing_segment_is_damage(journal):
 
 
 def test_a_segment_of_another_cluster_is_damage(journal):
-    owner = journal / names.CLUSTER
-    known = json.loads(owner.read_text())
-    owner.write_text(json.dumps({**known, "id": str(UUID(int=7))}))
+    (journal / names.CLUSTER).write_bytes(encode_checked({"id": str(UUID(int=7)), "name": "prod"}))
     done = run("verify", journal, "-o", "json")
     assert done.exit_code == 1
     assert "another cluster" in done.stdout

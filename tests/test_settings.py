@@ -25,6 +25,7 @@ SCHEMA = yaml.safe_load((PACKAGE / "resilience-schema.yaml").read_text())
 #: For each key another valid value and what it means.
 CHANGED = {
     "store": ("/srv/journal", "/srv/journal"),
+    "storage-options": ({"key": "a", "client_kwargs": {"b_c": 1}}, {"key": "a", "client_kwargs": {"b_c": 1}}),
     "cluster": ("prod", "prod"),
     "leader-poll": ("200ms", 0.2),
     "journal.commit-interval": ("30ms", 0.03),
@@ -120,6 +121,36 @@ def test_defaults():
 
 
 @pytest.mark.parametrize(
+    ("store", "ttl", "interval"),
+    [
+        (None, 3.0, 0.02),
+        ("/srv/journal", 3.0, 0.02),
+        ("file:///srv/journal", 3.0, 0.02),
+        ("memory://journal", 3.0, 0.02),
+        ("s3://bucket/prod", 10.0, 0.1),
+        ("s3a://bucket/prod", 10.0, 0.1),
+        ("gs://bucket/prod", 10.0, 0.1),
+        ("gcs://bucket/prod", 10.0, 0.1),
+    ],
+)
+def test_what_is_unset_fits_the_store(store, ttl, interval):
+    with dask.config.set({"resilience.store": store}):
+        settings = Settings.load()
+        assert (settings.failover.lease_ttl_seconds, settings.journal.commit_interval_seconds) == (ttl, interval)
+        with dask.config.set({"resilience.failover.lease-ttl": "5s", "resilience.journal.commit-interval": 0}):
+            settings = Settings.load()
+        assert (settings.failover.lease_ttl_seconds, settings.journal.commit_interval_seconds) == (5.0, 0.0)
+
+
+def test_what_is_unset_must_fit_the_rest_too():
+    with (
+        dask.config.set({"resilience.store": "s3://bucket/prod", "resilience.worker.patience": "5s"}),
+        pytest.raises(ConfigError, match=r"lease-ttl: 10.00 s must be shorter than resilience.worker.patience"),
+    ):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
     ("key", "raw", "says"),
     [
         ("failover.gracee", "1s", "did you mean resilience.failover.grace?"),
@@ -134,7 +165,7 @@ def test_defaults():
         ("failover.lease-ttl", "", "a duration such as '3s'"),
         ("failover.lease-ttl", "-3s", "a duration such as '3s'"),
         ("failover.lease-ttl", True, "a duration such as '3s'"),
-        ("failover.lease-ttl", None, "a duration such as '3s'"),
+        ("failover.grace", None, "a duration such as '3s'"),
         ("failover.lease-ttl", float("nan"), "a duration such as '3s'"),
         ("failover.lease-ttl", float("inf"), "a duration such as '3s'"),
         ("failover.lease-ttl", "9e999s", "a duration such as '3s'"),
@@ -188,8 +219,20 @@ def test_a_tree_that_is_no_mapping():
 
 
 def test_a_configuration_without_its_defaults():
-    with dask.config.set({"resilience": {"store": "/srv/journal"}}), pytest.raises(ConfigError, match="is missing"):
-        Settings.load()
+    known = dict(flat(Settings.load()))
+    with dask.config.set({"resilience": {"store": "/srv/journal"}}):
+        assert dict(flat(Settings.load())) == {**known, "store": "/srv/journal"}
+
+
+def test_defaults_outlive_the_block_in_which_they_were_first_read(tmp_path):
+    code = (
+        "import dask\n"
+        "with dask.config.set({'resilience.store': '/srv/journal'}):\n"
+        "    from dask_resilience.settings import Settings\n"
+        "print(Settings.load().store, Settings.load().failover.grace_seconds)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["None", "10.0"], done.stderr
 
 
 def test_environment_names_have_underscores(tmp_path):

@@ -81,6 +81,7 @@ class ResilientClient(distributed.Client):
         self._poll_seconds = settings.leader_poll_seconds
         check_url(settings.store)
         self._store_url = settings.store
+        self._storage_options = settings.storage_options
         self._on_worker: str = kwargs.pop("on_worker", "")
         self._outbox = Outbox()
         self._cluster_ended = False
@@ -104,7 +105,10 @@ class ResilientClient(distributed.Client):
             return
         if self._compass is None:
             self._compass = Compass(
-                str(self.scheduler.address), connection_args=self.connection_args, store_url=self._store_url
+                str(self.scheduler.address),
+                connection_args=self.connection_args,
+                store_url=self._store_url,
+                storage_options=self._storage_options,
             )
         if not isinstance(self.scheduler, FollowingRPC):
             pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc
@@ -420,6 +424,8 @@ class ResilientClient(distributed.Client):
             self._watching.cancel()
         self._joined.set()
         await super()._close(fast=fast)
+        if self._compass is not None:
+            await self._compass.close()
 
     async def _drain(self) -> None:
         """Wait briefly for acks: a graph that was fired and forgotten right before the exit should be durable."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
@@ -32,12 +33,26 @@ class NannyLink:
         Where the leader record is; None to learn it from the scheduler.
     patience_seconds
         How long the introduction looks for a scheduler.
+    storage_options
+        For `open_store`.
     """
 
-    def __init__(self, nanny: Nanny, *, store_url: str | None, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        nanny: Nanny,
+        *,
+        store_url: str | None,
+        patience_seconds: float,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.nanny: Any = nanny
         self.patience_seconds = patience_seconds
-        self.compass = Compass(nanny.scheduler.address, connection_args=nanny.connection_args, store_url=store_url)
+        self.compass = Compass(
+            nanny.scheduler.address,
+            connection_args=nanny.connection_args,
+            store_url=store_url,
+            storage_options=storage_options,
+        )
         self._suspected = False
 
     def attach(self) -> None:

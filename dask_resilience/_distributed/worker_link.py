@@ -16,6 +16,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from time import monotonic, time
 from typing import Any
 
@@ -53,13 +54,28 @@ class WorkerLink:
         How long to look for a scheduler before closing as a stock worker does.
     poll_seconds
         How often to look at the leader record while connected.
+    storage_options
+        For `open_store`.
     """
 
-    def __init__(self, worker: Worker, *, store_url: str | None, patience_seconds: float, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        store_url: str | None,
+        patience_seconds: float,
+        poll_seconds: float,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.worker = worker
         self.patience_seconds = patience_seconds
         self.poll_seconds = poll_seconds
-        self.compass = Compass(worker.scheduler.address, connection_args=worker.connection_args, store_url=store_url)
+        self.compass = Compass(
+            worker.scheduler.address,
+            connection_args=worker.connection_args,
+            store_url=store_url,
+            storage_options=storage_options,
+        )
         self.finished: OrderedDict[Key, int] = OrderedDict()
         self.failed: OrderedDict[Key, tuple[int, ...]] = OrderedDict()
         self._scattered: deque[Key] = deque(maxlen=_REMEMBERED_RUNS)
@@ -142,7 +158,9 @@ class WorkerLink:
         for task in (self._returning, self._watching):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        return await self._stock_close(*args, **{**kwargs, "reason": reason})
+        closed = await self._stock_close(*args, **{**kwargs, "reason": reason})
+        await self.compass.close()
+        return closed
 
     def _get_client(self, timeout: float | None = None) -> Any:
         """As stock, but a client that is made here survives as the worker does."""

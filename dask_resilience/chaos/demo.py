@@ -3,8 +3,10 @@
 A real job (see `pipeline`) runs on a cluster of processes of this host. At a fifth of the work the scheduler is killed,
 in the middle a worker with its nanny, at three quarters the scheduler again. A dead scheduler is replaced at
 the same address at once, as systemd or Kubernetes would. The same job on stock Dask, with one kill, is shown
-beside it. The last line of stdout is one JSON object; the exit code is 0 when every result is the one that pandas
-computes and nothing ran twice because of the scheduler.
+beside it. ``--store s3://bucket/prefix`` or ``gs://bucket/prefix`` keeps the journal there, reached as
+``DASK_RESILIENCE__STORAGE_OPTIONS`` and the configuration of fsspec say. The last line of stdout is one JSON object.
+The exit code is 0 when every result is the one that pandas computes and nothing ran twice because of the scheduler, and
+2 when the store is of no use.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import secrets
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +34,14 @@ from dask_resilience.chaos.pipeline import expected_results
 from dask_resilience.chaos.processes import Cluster
 from dask_resilience.chaos.progress import make_board
 from dask_resilience.chaos.run_log import RunLog
+from dask_resilience.errors import ResilienceError
+from dask_resilience.settings import Settings
+from dask_resilience.storage import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from dask_resilience.storage.object_store import ConditionalStore
 
 _PARTITIONS = 24
 _RESILIENT_FAULTS = (
@@ -62,6 +70,8 @@ class Stage:
         The data, and the results that pandas gets from it.
     n_workers
         Worker processes of each cluster.
+    store
+        Of the resilient cluster; None for one in the directory.
     """
 
     console: Console
@@ -69,6 +79,7 @@ class Stage:
     files: FlightFiles
     expected: dict[str, Any]
     n_workers: int
+    store: str | None
 
     def run_stock(self) -> Outcome:
         """Run the job on stock Dask, with one kill."""
@@ -99,7 +110,7 @@ class Stage:
                     supervise=True,
                     warm_replacement=replacement == "warm",
                     directory=self.directory / "resilient",
-                    environment=_ENVIRONMENT,
+                    environment=_ENVIRONMENT | ({} if self.store is None else {"DASK_RESILIENCE__STORE": self.store}),
                 )
             )
             if replacement == "standby":
@@ -165,6 +176,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-stock", action="store_true", help="leave out the run on stock Dask")
     parser.add_argument("--keep-logs", action="store_true", help="keep logs, stores and data, and say where")
     parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="keep the journal below s3://bucket/prefix, gs://bucket/prefix or a directory (default: a temporary one)",
+    )
+    parser.add_argument(
         "--replacement",
         choices=("restart", "warm", "standby"),
         default="restart",
@@ -177,15 +193,42 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _open_store(url: str, *, existing: bool) -> ConditionalStore:
+    return open_store(url, existing=existing, storage_options=Settings.load().storage_options)
+
+
+def _fresh_store(url: str) -> str:
+    """A place of this run's own below a URL, found to be of use: an earlier run's journal would be recovered."""
+    store = _open_store(f"{url.rstrip('/')}/demo-{secrets.token_hex(6)}", existing=False)
+    store.close()
+    return store.url
+
+
+def _remove_store(url: str) -> None:
+    # What is left of a demo does no harm, and its result has been told.
+    with suppress(ResilienceError):
+        store = _open_store(url, existing=True)
+        for name in store.list(""):
+            store.delete(name)
+        store.close()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; return 0 when the results are right and nothing ran twice because of the scheduler."""
     arguments = _arguments(argv)
     console = Console()
     logging.disable(logging.CRITICAL)  # lost connections are what is shown here
+    try:
+        store = None if arguments.store is None else _fresh_store(arguments.store)
+    except ResilienceError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     directory = Path(tempfile.mkdtemp(prefix="dask-resilience-demo-"))
     try:
         tables = load_tables()
         console.print(f"{len(tables.flights):,} flights; pandas computes what must come out", highlight=False)
+        if store is not None:
+            console.print(f"the journal is in {store}", soft_wrap=True, highlight=False)
         files = write_files(tables, directory / "data", partitions=_PARTITIONS)
         stage = Stage(
             console=console,
@@ -193,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files=files,
             expected=expected_results(tables, files),
             n_workers=arguments.workers,
+            store=store,
         )
         outcomes = {} if arguments.no_stock else {"stock Dask": stage.run_stock()}
         resilient = outcomes["dask-resilience"] = stage.run_resilient(replacement=arguments.replacement)
@@ -204,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"logs: {directory}", soft_wrap=True, highlight=False)
         else:
             shutil.rmtree(directory, ignore_errors=True)
+            if store is not None:
+                _remove_store(store)
     sys.stdout.write(_summary(resilient) + "\n")
     sys.stdout.flush()
     return 0 if resilient.result_equal and resilient.repeated == 0 else 1

@@ -23,6 +23,9 @@ __all__ = ["PRELOAD", "Cluster", "MemberError", "SchedulerProcess", "WorkerProce
 #: Makes schedulers and workers resilient.
 PRELOAD = "dask_resilience.preload"
 
+#: Variable that names the store.
+_STORE = "DASK_RESILIENCE__STORE"
+
 #: The name of a worker on Dask's page of workers, in the cell beside its address.
 _WORKER_ROW = re.compile(r"/worker/[^<]*</a></td>\s*<td> (.*?) </td>")
 _START_ATTEMPTS = 5
@@ -80,7 +83,7 @@ class SchedulerProcess(OwnedProcess):
             arguments,
             name=name,
             log=log,
-            environment={**({"DASK_RESILIENCE__STORE": store} if store else {}), **(environment or {})},
+            environment={**({_STORE: store} if store else {}), **(environment or {})},
             parked_imports=warm,
         )
 
@@ -175,7 +178,7 @@ class WorkerProcess(OwnedProcess):
             arguments,
             name=name,
             log=log,
-            environment={**({"DASK_RESILIENCE__STORE": store} if store else {}), **(environment or {})},
+            environment={**({_STORE: store} if store else {}), **(environment or {})},
         )
 
     def wait_ready(self, scheduler: SchedulerProcess, *, timeout_seconds: float = _READY_PATIENCE_SECONDS) -> None:
@@ -195,7 +198,7 @@ class Cluster:
     protocol
         ``tcp`` or ``tls``; certificates come by `environment`.
     resilient
-        Preload `PRELOAD` everywhere, on a store in the directory; otherwise stock Dask.
+        Preload `PRELOAD` everywhere, on a store in the directory or where `environment` says; otherwise stock Dask.
     warm_replacement
         Keep a parked scheduler process that takes the address over when the scheduler dies.
     supervise
@@ -204,7 +207,7 @@ class Cluster:
     directory
         Where logs and the store go, and stay; by default a temporary one that is removed at the end.
     environment
-        Variables of every member, such as ``DASK_RESILIENCE__FAILOVER__GRACE``.
+        Variables of every member, such as ``DASK_RESILIENCE__FAILOVER__GRACE``, on top of this process' own.
 
     Attributes
     ----------
@@ -241,7 +244,8 @@ class Cluster:
         self.resilient = resilient
         self.gentle = False
         self.directory = directory or Path(tempfile.mkdtemp(prefix="dask-resilience-"))
-        self.store = str(self.directory / "store") if resilient else None
+        self.environment = dict(environment or {})
+        self.store = self.environment.get(_STORE, str(self.directory / "store")) if resilient else None
         self.workers: list[WorkerProcess] = []
         self.standbys: list[SchedulerProcess] = []
         self.restarts = 0
@@ -250,7 +254,6 @@ class Cluster:
         self._protocol = protocol
         self._warm_replacement, self._supervise = warm_replacement, supervise
         self._remove_directory = directory is None
-        self.environment = dict(environment or {})
         self._preload = PRELOAD if resilient else None
         self._lock = threading.RLock()
         self._closing = False

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
-#: The version that this release writes; readers accept it and every older one.
-LEASE_VERSION = 1
+from dask_resilience.journal.checked_json import decode_checked, encode_checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +119,7 @@ class LeaseRecord:
 
     def encode(self) -> bytes:
         """Write the record as JSON."""
-        return json.dumps({"version": LEASE_VERSION, **asdict(self)}, sort_keys=True).encode()
+        return encode_checked(asdict(self))
 
     @classmethod
     def decode(cls, data: bytes) -> LeaseRecord:
@@ -134,14 +131,11 @@ class LeaseRecord:
             If the bytes are no lease record, or a newer release wrote them.
         """
         try:
-            fields: dict[str, Any] = json.loads(data)
-            version = fields.pop("version")
-            if version > LEASE_VERSION:
-                raise ValueError(f"lease format {version} is newer than {LEASE_VERSION}; install a newer release")
+            fields = decode_checked(data)
             holder = fields.pop("holder")
             record = cls(holder=None if holder is None else HolderIdentity(**holder), **fields)
             if not record.ttl_seconds > 0:
                 raise ValueError(f"a lease of {record.ttl_seconds} seconds")
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (TypeError, KeyError) as error:
             raise ValueError(f"no lease record: {error!r}") from error
         return record

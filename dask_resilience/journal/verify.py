@@ -38,11 +38,12 @@ class Finding:
     Parameters
     ----------
     level
-        ``damage`` is what a recovery refuses; ``note`` is what it passes over.
+        ``damage`` is what a recovery refuses, and a small object that is not what was written; ``note`` is what it
+        passes over.
     name
-        Of the segment.
+        Of the object, mostly a segment.
     offset
-        In bytes from the segment's start.
+        In bytes from the object's start.
     problem
         What is wrong there.
     """
@@ -58,12 +59,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `verify_store` found.
+    """What `verify_store` or a check of all objects found.
 
     Parameters
     ----------
     findings
-        In the order of the log.
+        In the order of names.
     segments, epochs
         Counts of what the store holds, ignored ones included.
     records
@@ -83,7 +84,7 @@ class Report:
 
     @property
     def damaged(self) -> bool:
-        """Whether a recovery would refuse this store."""
+        """Whether something is damaged."""
         return any(finding.level == "damage" for finding in self.findings)
 
 

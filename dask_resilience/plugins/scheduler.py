@@ -205,7 +205,7 @@ class SchedulerResilience(SchedulerPlugin):
     async def _rule(self, apply: Callable[[records.Record], None]) -> None:
         """Become the scheduler that rules, and until then `apply` what the one that does writes."""
         self._apply = apply
-        store = await asyncio.to_thread(open_store, str(self.store_url))
+        store = await asyncio.to_thread(open_store, str(self.store_url), storage_options=self.settings.storage_options)
         self.store_url = store.url
         logger.info("Journal in %s", store.url)
         self._store = store
@@ -331,10 +331,10 @@ class SchedulerResilience(SchedulerPlugin):
 
     def _begin_snapshots(self) -> None:
         after_bytes, writer, store = self.settings.snapshot.after_bytes, self.writer, self._store
-        if after_bytes is None:
-            return
         assert writer is not None
         assert store is not None
+        if after_bytes is None or store.of_this_process:
+            return
         self.snapshots = Snapshots(
             store,
             epoch=self.epoch,

@@ -26,6 +26,7 @@ from dask_resilience._distributed.scheduler_snapshot import scheduler_rest, stat
 from dask_resilience.errors import ResilienceError, SnapshotRefused, StoreError
 from dask_resilience.journal.records import Record, SnapshotBegun
 from dask_resilience.plugins.collector import collecting_rarely
+from dask_resilience.settings import Settings
 from dask_resilience.storage import open_store
 from dask_resilience.storage.cluster_object import read_cluster
 from dask_resilience.storage.object_store import ConditionalStore
@@ -130,7 +131,7 @@ def _while_wanted(state: Iterator[Record]) -> Iterator[Record]:
 
 
 async def _main(url: str, lsn: int, epoch: int) -> dict[str, Any]:
-    store = open_store(url, existing=True)
+    store = open_store(url, existing=True, storage_options=Settings.load().storage_options)
     try:
         return await take_snapshot(store, lsn=lsn, epoch=epoch)
     finally:

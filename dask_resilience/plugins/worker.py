@@ -34,6 +34,7 @@ def setup_worker(worker: Worker) -> WorkerLink:
     link = WorkerLink(
         worker,
         store_url=settings.store,
+        storage_options=settings.storage_options,
         patience_seconds=settings.worker.patience_seconds,
         poll_seconds=settings.leader_poll_seconds,
     )
@@ -57,6 +58,11 @@ def setup_nanny(nanny: Nanny) -> NannyLink:
     check_supported()
     settings = Settings.load()
     check_url(settings.store)
-    link = NannyLink(nanny, store_url=settings.store, patience_seconds=settings.worker.patience_seconds)
+    link = NannyLink(
+        nanny,
+        store_url=settings.store,
+        storage_options=settings.storage_options,
+        patience_seconds=settings.worker.patience_seconds,
+    )
     link.attach()
     return link

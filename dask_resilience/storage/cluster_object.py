@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import dataclass
 
 from dask_resilience.errors import StoreError, WrongCluster
+from dask_resilience.journal.checked_json import NewerObject, decode_checked, encode_checked
 from dask_resilience.storage import names
 from dask_resilience.storage.object_store import ConditionalStore, Outcome
 from dask_resilience.storage.trouble import store_error
-
-CLUSTER_VERSION = 1
 
 #: Each round is lost only to another scheduler's success, and there are two things to win.
 _ROUNDS = 16
@@ -73,17 +71,24 @@ def claim_cluster(store: ConditionalStore, *, name: str | None) -> Cluster:
     raise store_error(store.url, f"written ({names.CLUSTER})", outcome)
 
 
+def decode_cluster(data: bytes) -> Cluster:
+    """Read the object; raises ValueError when it is not what was written."""
+    fields = decode_checked(data)
+    try:
+        return Cluster(cluster_id=str(uuid.UUID(fields["id"])), name=fields["name"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no cluster: {error!r}") from error
+
+
 def _encode(cluster: Cluster) -> bytes:
-    return json.dumps({"version": CLUSTER_VERSION, "id": cluster.cluster_id, "name": cluster.name}).encode()
+    return encode_checked({"id": cluster.cluster_id, "name": cluster.name})
 
 
 def _decode(url: str, data: bytes) -> Cluster:
     try:
-        fields = json.loads(data)
-        version, identity, name = fields["version"], str(uuid.UUID(fields["id"])), fields["name"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"the object {names.CLUSTER!r} is damaged ({error!r}). Restore it from a copy, or use another store"
+        return decode_cluster(data)
+    except NewerObject as error:
+        raise StoreError(url, f"the object {names.CLUSTER!r} cannot be read: {error}") from error
+    except ValueError as error:
+        problem = f"the object {names.CLUSTER!r} is damaged: {error}. Restore it from a copy, or use another store"
         raise StoreError(url, problem) from error
-    if version > CLUSTER_VERSION:
-        raise StoreError(url, f"the store has format {version}, this release knows {CLUSTER_VERSION}. Use a newer one")
-    return Cluster(cluster_id=identity, name=name)

@@ -249,10 +249,12 @@ class JournalWriter:
     def _open(self) -> AppendHandle:
         epoch = self._leadership.epoch
         if self._unsure_of:
-            # It is there, and must stay before another follows it: a hole in the numbers would look like a loss.
-            self._store.settle(self._unsure_of, HEADER_BYTES)
+            # Where it is there it must stay before another follows it: a hole in the numbers would look like a loss.
+            # Where a remote store lost the request the number is free, and a creation that comes late is refused.
+            if self._store.exists(self._unsure_of):
+                self._store.settle(self._unsure_of, HEADER_BYTES)
+                self._seq += 1
             self._unsure_of = ""
-            self._seq += 1
         name = names.segment(epoch, self._seq)
         header = SegmentHeader(
             cluster=uuid.UUID(self._leadership.cluster_id).bytes,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from dask_resilience.errors import Fenced, StoreError
 from dask_resilience.failover.lease import LeaseState
+from dask_resilience.journal.checked_json import NewerObject, decode_checked, encode_checked
 from dask_resilience.journal.records import SealedEnd
 from dask_resilience.storage import names
 from dask_resilience.storage.lease_driver import LeaseDriver
 from dask_resilience.storage.log_map import LogEnd
 from dask_resilience.storage.object_store import ConditionalStore, Outcome
 from dask_resilience.storage.trouble import store_error
-
-LEADER_VERSION = 1
 
 #: Each round is lost only to another leader's publication.
 _PUBLISH_ROUNDS = 16
@@ -184,7 +182,7 @@ class Leadership:
             If the store cannot be written.
         """
         record = LeaderRecord(epoch=self.epoch, address=address, cluster_id=self.cluster_id)
-        data = json.dumps({"version": LEADER_VERSION, **asdict(record)}).encode()
+        data = encode_checked(asdict(record))
         outcome = Outcome.RETRY
         for _ in range(_PUBLISH_ROUNDS):
             if self.lost() or self.fenced():
@@ -249,13 +247,18 @@ class LeaseKeeper:
             self._stop.wait(self._leadership.pause_seconds)
 
 
+def decode_leader(data: bytes) -> LeaderRecord:
+    """Read the object; raises ValueError when it is not what was written."""
+    try:
+        return LeaderRecord(**decode_checked(data))
+    except TypeError as error:
+        raise ValueError(f"no leader record: {error!r}") from error
+
+
 def _decode(url: str, data: bytes) -> LeaderRecord:
     try:
-        fields = json.loads(data)
-        version = fields.pop("version")
-        record = LeaderRecord(**fields) if version <= LEADER_VERSION else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(url, f"the object {names.LEADER!r} is damaged: {error!r}. Delete it") from error
-    if record is None:
-        raise StoreError(url, f"the object {names.LEADER!r} has format {version}. Install a newer dask-resilience")
-    return record
+        return decode_leader(data)
+    except NewerObject as error:
+        raise StoreError(url, f"the object {names.LEADER!r} cannot be read: {error}") from error
+    except ValueError as error:
+        raise StoreError(url, f"the object {names.LEADER!r} is damaged: {error}. Delete it") from error

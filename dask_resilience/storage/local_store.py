@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dask_resilience.errors import StoreError
-from dask_resilience.storage import local_file
+from dask_resilience.storage import local_file, names
 from dask_resilience.storage.object_store import AppendHandle, ConditionalStore, Outcome, Stored
 from dask_resilience.storage.trouble import outcome_of, store_error
 
@@ -251,10 +251,7 @@ class LocalStore(ConditionalStore):
         return folder
 
     def _path(self, name: str) -> Path:
-        parts = name.split("/")
-        if not all(parts) or any(part.startswith(".") for part in parts):
-            raise ValueError(f"{name!r} is no name of an object")
-        return self._root.joinpath(*parts)
+        return self._root / names.check(name)
 
     def _root_is_there(self) -> bool:
         try:

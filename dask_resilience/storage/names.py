@@ -9,6 +9,7 @@
     log/{epoch:010d}/{seq:020d}        one segment of the journal
     snapshot/{lsn:020d}.{epoch:010d}   a snapshot that counts: what was read back of it
     snapshot-data/...                  the same name: the snapshot itself
+    .parts/{name}/.{id}/{number:06d}   what was appended to a name, on stores whose objects do not grow
 
 Numbers have a fixed width, so that the order of names is the order of numbers.
 """
@@ -22,6 +23,9 @@ MANIFESTS = "manifest/"
 LOG = "log/"
 SNAPSHOTS = "snapshot/"
 SNAPSHOT_DATA = "snapshot-data/"
+
+#: Below it is what belongs to objects and is none itself: names of objects never begin with a dot.
+PARTS = ".parts/"
 
 #: Names under which a store probes itself.
 PROBE = "probe"
@@ -111,3 +115,57 @@ def epoch_and_seq_of_segment(name: str) -> tuple[int, int]:
     if segment(*numbers) != name:
         raise ValueError(f"{name!r} is no segment")
     return numbers
+
+
+def check(name: str) -> str:
+    """Return a name of an object; raises ValueError where it could lead elsewhere.
+
+    Examples
+    --------
+    >>> check("log/a")
+    'log/a'
+    """
+    if any(not part or part.startswith(".") for part in name.split("/")):
+        raise ValueError(f"{name!r} is no name of an object")
+    return name
+
+
+def all_parts(name: str) -> str:
+    """Prefix of the parts of everything that was ever created under a name.
+
+    Examples
+    --------
+    >>> all_parts("log/a")
+    '.parts/log/a/.'
+    """
+    return f"{PARTS}{name}/."
+
+
+def parts(name: str, identity: str) -> str:
+    """Prefix of the parts of one object.
+
+    Examples
+    --------
+    >>> parts("log/a", "7f")
+    '.parts/log/a/.7f/'
+    """
+    return f"{all_parts(name)}{identity}/"
+
+
+def part(name: str, identity: str, number: int) -> str:
+    """Name of a part; the head of the object is number 0 and has the object's own name.
+
+    Examples
+    --------
+    >>> part("log/a", "7f", 1)
+    '.parts/log/a/.7f/000001'
+    """
+    return f"{parts(name, identity)}{number:06d}"
+
+
+def number_of_part(name: str) -> int:
+    """Read the number of a part back; raises ValueError for any other name."""
+    number = name.rpartition("/")[2]
+    if not number.isdecimal() or f"{int(number):06d}" != number:
+        raise ValueError(f"{name!r} is no part")
+    return int(number)

@@ -79,7 +79,12 @@ class ConditionalStore(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where it is, for people."""
+        """Where it is: for people, and for other processes to open it by."""
+
+    @property
+    def of_this_process(self) -> bool:
+        """Whether no other process can open it."""
+        return False
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> Outcome:

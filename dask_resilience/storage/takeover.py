@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dask_resilience.failover.lease import LeaseMachine, LeaseState
 from dask_resilience.failover.lease_record import HolderIdentity
 from dask_resilience.failover.lease_terms import LeaseTerms
 from dask_resilience.failpoints import failpoint
+from dask_resilience.journal.checked_json import encode_checked
 from dask_resilience.storage import names
 from dask_resilience.storage.cluster_object import claim_cluster
 from dask_resilience.storage.identity import this_process
@@ -23,8 +23,6 @@ from dask_resilience.storage.object_store import ConditionalStore, Outcome
 from dask_resilience.storage.trouble import store_error
 
 __all__ = ["LeaderRecord", "Leadership", "TakeoverStopped", "leader", "rule"]
-
-MANIFEST_VERSION = 1
 
 
 class TakeoverStopped(ResilienceError):
@@ -147,8 +145,7 @@ def _raise_fence(
 
 def _create_manifest(store: ConditionalStore, epoch: int, cluster_id: str) -> Outcome:
     # The nonce tells our manifest from another's when the reply to the creation is lost.
-    fields = {"version": MANIFEST_VERSION, "epoch": epoch, "cluster": cluster_id, "nonce": secrets.token_hex(16)}
-    data = json.dumps(fields).encode()
+    data = encode_checked({"epoch": epoch, "cluster": cluster_id, "nonce": secrets.token_hex(16)})
     name = names.manifest(epoch)
     outcome = store.create(name, data)
     if outcome in (Outcome.AMBIGUOUS, Outcome.EXISTS):

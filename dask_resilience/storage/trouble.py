@@ -15,6 +15,12 @@ _ADVICE = {
     Outcome.FULL: "Free some space or raise the quota, or point resilience.store at a larger file system",
     Outcome.RETRY: "Another process holds the lock of the store and does not go on: continue or end it",
 }
+_ADVICE_REMOTE = {
+    Outcome.DENIED: "Give these credentials the right to read, write, list and delete below this URL",
+    Outcome.FULL: "Raise the quota of the bucket, or point resilience.store at another",
+    Outcome.RETRY: "It was busy or out of reach all the time: check the network, the endpoint and its health, and wait",
+}
+_CHECK_REMOTE = "Check the network, the endpoint and the health of the store"
 _CHECK = "Check that the file system is mounted and healthy, or point resilience.store at another folder"
 
 
@@ -50,7 +56,9 @@ def store_error(url: str, attempt: str, cause: OSError | Outcome) -> StoreError:
     >>> print(store_error("file:///x", "written", Outcome.FULL))  # doctest: +ELLIPSIS
     file:///x: cannot be written (full). Free some space...
     """
+    remote = "://" in url and not url.startswith("file://")
+    advice, check = (_ADVICE_REMOTE, _CHECK_REMOTE) if remote else (_ADVICE, _CHECK)
     if isinstance(cause, Outcome):
-        return StoreError(url, f"cannot be {attempt} ({cause.value}). {_ADVICE.get(cause, _CHECK)}")
+        return StoreError(url, f"cannot be {attempt} ({cause.value}). {advice.get(cause, check)}")
     outcome = outcome_of(cause)
-    return StoreError(url, f"cannot be {attempt}: {cause}. {_CHECK if outcome is None else _ADVICE[outcome]}")
+    return StoreError(url, f"cannot be {attempt}: {cause}. {check if outcome is None else advice[outcome]}")

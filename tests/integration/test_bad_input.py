@@ -123,7 +123,7 @@ def say(log, *parts):
         ),
         ("DASK_RESILIENCE__LEADER_POLL", "often", "resilience.leader-poll: expected a duration such as '3s' or"),
         ("DASK_RESILIENCE__JOURNAL__ON_FAILURE", "panic", "'panic' is not one of stop-acks, stop-scheduler"),
-        ("DASK_RESILIENCE__STORE", "s3://bucket/prod", "Give resilience.store a path or file:///path"),
+        ("DASK_RESILIENCE__STORE", "ftp://host/prod", "Give resilience.store a path, file:///path, s3://bucket/prefix"),
     ],
 )
 def test_what_is_configured_wrongly_is_refused_everywhere(start, store, variable, value, told):

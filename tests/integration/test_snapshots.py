@@ -15,7 +15,7 @@ from dask_resilience import Client
 from dask_resilience.failpoints import VARIABLE
 from dask_resilience.storage import names, open_store
 from dask_resilience.storage.snapshots import list_snapshots, read_marker
-from dask_resilience.storage.verify import verify_journal
+from dask_resilience.storage.store_check import check_store
 
 #: Snapshots after 64 KiB, and segments as small.
 SMALL = {"DASK_RESILIENCE__SNAPSHOT__AFTER": "64 KiB", "DASK_RESILIENCE__JOURNAL__SEGMENT_SIZE": "64 KiB"}
@@ -52,7 +52,7 @@ def test_the_journal_stays_as_long_as_the_state_is_large(make_cluster, run_log):
         assert "Read the snapshot at LSN" in cluster.scheduler.log_tail(50)
         assert client.gather(kept) == [2 * x for x in range(50)]
         assert total.result() == 2450
-        assert verify_journal(store).findings == ()
+        assert check_store(store).findings == ()
         # And on from there, over a second failover and more snapshots.
         work_until_snapshot(client, count=3)
         fail_over(cluster, client)
@@ -111,7 +111,7 @@ def test_a_snapshot_whose_process_dies_changes_nothing(make_cluster, run_log, na
         work_until_snapshot(client, count=3)
         store = open_store(cluster.store)
         assert len(store.list(names.SNAPSHOT_DATA)) == len(list_snapshots(store)) == 2
-        assert not verify_journal(store).damaged
+        assert not check_store(store).damaged
         fail_over(cluster, client)
         assert client.gather(kept) == [2 * x for x in range(20)]
         validate(client)

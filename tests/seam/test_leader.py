@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from contextlib import asynccontextmanager
 
+import pytest
 from distributed.core import Server
 
+from dask_resilience._distributed import leader as leader_module
 from dask_resilience._distributed.leader import Compass, Ruler
+from dask_resilience.errors import StoreError
+from dask_resilience.storage import open_store
 
 
 @asynccontextmanager
@@ -64,3 +70,48 @@ def test_a_stock_scheduler_is_found():
             assert (ruler.address, ruler.resilient) == (address, False)
 
     asyncio.run(main())
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    started, gate = [], threading.Event()
+
+    def hangs(*args, **kwargs):
+        started.append(args)
+        gate.wait(30)
+        raise StoreError("s3://bucket", "away")
+
+    monkeypatch.setattr(leader_module, "open_store", hangs)
+    monkeypatch.setattr(leader_module, "_STORE_SECONDS", 0.05)
+
+    async def main():
+        compass = Compass("tcp://127.0.0.1:1", connection_args={}, store_url="s3://bucket")
+        try:
+            for _ in range(3):
+                assert await asyncio.wait_for(compass.recorded(), 5) is None
+            assert len(started) == 1
+        finally:
+            gate.set()
+
+    asyncio.run(main())
+
+
+def test_the_store_is_let_go_and_not_opened_again(store, monkeypatch):
+    opened = []
+
+    def noting(*args, **kwargs):
+        opened.append(open_store(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(leader_module, "open_store", noting)
+
+    async def main():
+        compass = Compass("tcp://127.0.0.1:1", connection_args={}, store_url=str(store))
+        assert await compass.recorded() is None
+        await compass.close()
+        await compass.close()
+        assert await compass.recorded() is None
+
+    asyncio.run(main())
+    (only,) = opened
+    with pytest.raises(OSError):  # noqa: PT011 - the folder's descriptor is closed
+        os.fstat(only._folder)

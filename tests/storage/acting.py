@@ -10,8 +10,7 @@ from typing import ClassVar
 
 from support import until
 
-from dask_resilience.journal.records import ClientLeft, EpochStarted
-from dask_resilience.journal.verify import verify_store
+from dask_resilience.journal.records import ClientLeft, EpochStarted, SnapshotBegun
 from dask_resilience.storage import names
 from dask_resilience.storage.cluster_object import read_cluster
 from dask_resilience.storage.identity import this_process
@@ -19,7 +18,11 @@ from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.object_store import AppendHandle
+from dask_resilience.storage.remote_store import RemoteStore
+from dask_resilience.storage.snapshots import open_journal, write_snapshot
+from dask_resilience.storage.store_check import check_store
 from dask_resilience.storage.takeover import rule
+from dask_resilience.storage.trouble import store_error
 
 
 class FakeClock:
@@ -84,11 +87,21 @@ class FaultyHandle(AppendHandle):
         self.handle.close()
 
 
-class FaultyStore(LocalStore):
+class FaultyRemoteHandle(FaultyHandle):
+    """What was not synced is all there, in whole parts, or none of it is."""
+
+    def lose(self):
+        if self.store.loses == "nothing":
+            self.handle.sync()
+
+
+class Faulty:
     """Fails where `faults` says: a queue for each operation, of error numbers, outcomes, or None for success."""
 
-    def __init__(self, path, **kwargs):
-        super().__init__(path, **kwargs)
+    handle_type = FaultyHandle
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self.faults = {"write": deque(), "sync": deque(), "open": deque(), "exists": deque(), "swap": deque()}
         self.loses = "nothing"
 
@@ -104,18 +117,26 @@ class FaultyStore(LocalStore):
             return fault
         handle = super().open_append(name, header)
         grows = isinstance(handle, AppendHandle) and name.startswith(names.LOG)
-        return FaultyHandle(self, name, handle) if grows else handle
+        return self.handle_type(self, name, handle) if grows else handle
 
     def exists(self, name):
         fault = self.next_fault("exists")
         if fault is not None:
-            with self._translated("read"):
-                raise OSError(fault, os.strerror(fault))
+            raise store_error(self.url, "read", OSError(fault, os.strerror(fault)))
         return super().exists(name)
 
     def compare_and_swap(self, name, data, token):
         fault = self.next_fault("swap")
         return fault(self, name, data, token) if fault is not None else super().compare_and_swap(name, data, token)
+
+
+class FaultyStore(Faulty, LocalStore):
+    real = LocalStore
+
+
+class FaultyRemoteStore(Faulty, RemoteStore):
+    handle_type = FaultyRemoteHandle
+    real = RemoteStore
 
 
 class Ruler:
@@ -183,9 +204,20 @@ def read(store):
 
 
 def verify(store):
-    segments = ((name, store.get(name).data) for name in store.list(names.LOG))
-    return verify_store(segments, cluster=uuid.UUID(read_cluster(store).cluster_id).bytes)
+    return check_store(store)
 
 
 def segments(store):
     return [names.epoch_and_seq_of_segment(name) for name in store.list(names.LOG)]
+
+
+def snapshot_at(store, lsn, *, epoch=9):
+    """A snapshot of the log behind a record, as one that replays it would take it, and without a state."""
+    _, reader = open_journal(store)
+    for logged in reader.read():
+        if logged.lsn == lsn:
+            break
+    _, chain, of_epoch, seq = reader.place
+    place = SnapshotBegun(lsn=lsn, chain=chain, epoch=of_epoch, seq=seq, rest=b"")
+    cluster = uuid.UUID(read_cluster(store).cluster_id).bytes
+    return write_snapshot(store, cluster=cluster, epoch=epoch, begun=place, state=[])

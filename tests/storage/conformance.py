@@ -5,12 +5,14 @@ Stores that other processes can open also give an `address` for `open_store`, an
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dask_resilience.errors import StoreError
 from dask_resilience.storage import names
 from dask_resilience.storage.object_store import Outcome
 from dask_resilience.storage.open_store import probe
@@ -19,9 +21,10 @@ RACERS = 20
 
 #: Waits for the gate, then tries once and tells what came of it.
 _RACER = """
-import sys
+import json, sys
 from dask_resilience.storage import open_store
-store = open_store(sys.argv[1], existing=True)
+store = open_store(sys.argv[1], existing=True, storage_options=json.loads(sys.argv[4]))
+store.exists("raced")  # what is set up at the first request is no part of the race
 print("ready", flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "create":
@@ -36,9 +39,10 @@ else:
 """
 
 
-def race(address: str, what: str, racers: int) -> list[str]:
+def race(address: str, what: str, racers: int, storage_options: dict[str, object]) -> list[str]:
     """Start processes, let them go at once, and return what each said."""
-    commands = ([sys.executable, "-c", _RACER, address, what, str(number)] for number in range(racers))
+    options = json.dumps(storage_options)
+    commands = ([sys.executable, "-c", _RACER, address, what, str(number), options] for number in range(racers))
     running = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for command in commands
     ]
@@ -57,6 +61,10 @@ class StoreConformance:
     def address(self):
         pytest.skip("this store cannot be opened by other processes")
 
+    @pytest.fixture
+    def storage_options(self):
+        return {}
+
     def test_it_is_empty(self, conditional_store):
         assert conditional_store.list("") == []
         assert conditional_store.get("a") is None
@@ -70,7 +78,9 @@ class StoreConformance:
         assert conditional_store.exists("folder/a")
 
     @pytest.mark.parametrize(
-        "data", [b"", b"\0" * 100_000, bytes(range(256)) * 5000], ids=["none", "zeros", "megabyte"]
+        "data",
+        [b"", b"\0" * 100_000, bytes(range(256)) * 5000, b"a\n--==0==--b\r\n--==0==--\r\nc"],
+        ids=["none", "zeros", "megabyte", "boundary"],
     )
     def test_any_bytes_come_back(self, conditional_store, data):
         conditional_store.create("a", data)
@@ -107,7 +117,7 @@ class StoreConformance:
         assert conditional_store.list("le") == ["lease"]
         assert conditional_store.list("none/") == []
 
-    @pytest.mark.parametrize("name", ["", "/a", "a//b", "a/", "../a", "a/../b", ".lock", "a/.b"])
+    @pytest.mark.parametrize("name", ["", "/a", "a//b", "a/", "../a", "a/../b", ".lock", "a/.b", ".parts/a"])
     def test_names_that_lead_elsewhere_are_refused(self, conditional_store, name):
         with pytest.raises(ValueError, match="no name of an object"):
             conditional_store.create(name, b"")
@@ -131,8 +141,47 @@ class StoreConformance:
         handle = conditional_store.open_append("a", b"")
         buffers = [b"%d," % number for number in range(5000)]
         handle.write(buffers)
+        handle.sync()
         handle.close()
         assert conditional_store.get("a").data == b"".join(buffers)
+
+    def test_what_grew_is_read_in_any_cut_and_listed_once(self, conditional_store):
+        handle = conditional_store.open_append("log/a", b"head")
+        whole = b"head"
+        for number in range(150):
+            handle.write([b"<%d>" % number])
+            handle.sync()
+            handle.sync()
+            whole += b"<%d>" % number
+        for start, length in [(0, -1), (3, 5), (4, -1), (len(whole) - 3, -1), (100, 200), (len(whole), -1), (0, 0)]:
+            wanted = whole[start:] if length < 0 else whole[start : start + length]
+            assert conditional_store.read_from("log/a", start, length=length) == wanted
+        assert conditional_store.list("") == conditional_store.list("log/") == ["log/a"]
+        conditional_store.settle("log/a", len(whole))
+        with pytest.raises(StoreError, match=f"has {len(whole)} bytes, {len(whole) + 1} were read"):
+            conditional_store.settle("log/a", len(whole) + 1)
+
+    def test_a_reader_follows_what_grows(self, conditional_store):
+        handle = conditional_store.open_append("log/a", b"head")
+        whole = b"head"
+        for number in range(5):
+            assert conditional_store.read_from("log/a", len(whole)) == b""
+            handle.write([bytes([number])] * 3)
+            handle.sync()
+            assert conditional_store.read_from("log/a", len(whole)) == bytes([number]) * 3
+            whole += bytes([number]) * 3
+        assert conditional_store.get("log/a").data == whole
+
+    def test_what_grew_and_was_deleted_leaves_nothing_to_the_next(self, conditional_store):
+        for header in (b"first", b"next"):
+            handle = conditional_store.open_append("a", header)
+            assert conditional_store.get("a").data == header
+            handle.write([b"grown"])
+            handle.sync()
+            assert conditional_store.get("a").data == header + b"grown"
+            conditional_store.delete("a")
+            assert conditional_store.get("a") is None
+            assert conditional_store.list("") == []
 
     def test_settling_changes_nothing(self, conditional_store):
         data = bytes(range(256)) * 10_000
@@ -161,12 +210,12 @@ class StoreConformance:
         assert outcomes.count(Outcome.OK) == 1
         assert conditional_store.get("a").data == data[outcomes.index(Outcome.OK)]
 
-    def test_processes_race_for_a_name(self, conditional_store, address):
-        said = race(address, "create", RACERS)
+    def test_processes_race_for_a_name(self, conditional_store, address, storage_options):
+        said = race(address, "create", RACERS, storage_options)
         assert sorted(said) == ["exists"] * (RACERS - 1) + ["ok"]
         assert conditional_store.get("raced").data == str(said.index("ok")).encode()
 
-    def test_processes_race_to_swap_and_no_swap_is_lost(self, conditional_store, address):
+    def test_processes_race_to_swap_and_no_swap_is_lost(self, conditional_store, address, storage_options):
         conditional_store.create("counter", b"0")
-        assert race(address, "swap", 6) == ["5"] * 6
+        assert race(address, "swap", 6, storage_options) == ["5"] * 6
         assert conditional_store.get("counter").data == b"30"

@@ -6,6 +6,7 @@ its input; RECORDS below zero appends without end. It ends with code 3 when anot
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -34,7 +35,7 @@ def fenced(error):
 
 def main():
     url, ttl_seconds, segment_bytes, count = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    store = open_store(url)
+    store = open_store(url, storage_options=json.loads(os.environ.get("RULER_STORAGE_OPTIONS", "{}")))
     say("opened")
     leadership = rule(store, address="tcp://a:1", ttl_seconds=ttl_seconds, on_wait=say)
     say(f"rules {leadership.epoch} {leadership.next_lsn}")

@@ -17,11 +17,8 @@ from dask_resilience.storage.journal_reader import JournalReader, Logged, ReadBe
 from dask_resilience.storage.log_map import LogEnd, find_end
 from tests.storage.acting import FaultyStore, Ruler, dead, read, verify
 
-
-@pytest.fixture
-def faulty(store, monkeypatch):
-    monkeypatch.setattr(journal_writer, "_BACK_OFF_SECONDS", 0.001)
-    return FaultyStore(store)
+#: Changes files, or looks at them.
+on_files = pytest.mark.parametrize("store_kind", ["local"])
 
 
 def path_of(store, epoch, seq):
@@ -85,6 +82,7 @@ class TestFollowing:
             assert [each.epoch for each in reader.read()] == [epoch] * 3
         assert lsns(read(faulty)) == list(range(1, 10))
 
+    @on_files
     def test_an_epoch_that_did_not_start_does_not_count(self, faulty):
         Ruler(faulty).append(2).settled().release()
         for contents in (b"", b"\0" * 100, None):
@@ -116,6 +114,7 @@ class TestFollowing:
 
 
 class TestSealedEnds:
+    @on_files
     def test_what_is_behind_one_is_ignored_for_ever(self, faulty):
         old = Ruler(faulty, holder=dead()).append(2).settled()
         new = Ruler(faulty).settled()
@@ -125,6 +124,7 @@ class TestSealedEnds:
         new.append().settled().release()
         assert [(each.lsn, each.epoch) for each in read(faulty)] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)]
 
+    @on_files
     def test_also_whole_segments(self, faulty):
         old = Ruler(faulty, holder=dead()).append(2).settled()
         new = Ruler(faulty).settled()
@@ -159,6 +159,7 @@ class TestSealedEnds:
         assert lsns(reader.read()) == [4]
         new.release()
 
+    @on_files
     def test_a_follower_that_read_more_is_told(self, faulty):
         old = Ruler(faulty, holder=dead()).append(2).settled()
         new = Ruler(faulty)
@@ -179,6 +180,7 @@ class TestSealedEnds:
         new.release()
         assert lsns(read(faulty)) == [1, 2, 3, 4]
 
+    @on_files
     def test_a_follower_of_an_epoch_that_does_not_count_is_told(self, faulty):
         first = Ruler(faulty).append(2).settled().release()
         second = Ruler(faulty, holder=dead()).settled()
@@ -194,6 +196,7 @@ class TestSealedEnds:
             list(reader.read())
         assert lsns(read(faulty)) == [1, 2, 3, 4]
 
+    @on_files
     def test_a_follower_returns_from_a_segment_that_does_not_count(self, faulty):
         """The old writer gave a segment up after the new one had sealed it."""
         old = Ruler(faulty, holder=dead()).append(2).settled()
@@ -232,6 +235,7 @@ class TestSealedEnds:
 
 
 class TestTornTails:
+    @on_files
     def test_at_every_byte_the_whole_records_are_read_and_the_next_epoch_goes_on(self, faulty):
         ruler = Ruler(faulty).append(3).settled()
         ruler.leadership.release()
@@ -251,6 +255,7 @@ class TestTornTails:
         assert len(ends) == 4
         ruler.writer.close()
 
+    @on_files
     def test_zeros_at_the_end_are_torn(self, faulty):
         ruler = Ruler(faulty).append(3).settled()
         with path_of(faulty, 1, 0).open("ab") as file:
@@ -276,6 +281,7 @@ class TestDamage:
         second.writer.close()
         return faulty
 
+    @on_files
     def test_a_flipped_bit_is_noticed_wherever_it_is(self, log):
         whole = read(log)
         for name in log.list(names.LOG):
@@ -292,46 +298,55 @@ class TestDamage:
                     assert logged == whole, (name, offset)
                 path.write_bytes(before)
 
+    @on_files
     @pytest.mark.parametrize("seq", [0, 1])
     def test_a_missing_segment(self, log, seq):
         path_of(log, 1, seq).unlink()
         refused(log, "the segment is missing|begins with ClientLeft")
 
+    @on_files
     def test_a_missing_last_segment_of_a_sealed_epoch(self, log):
         last = max(path_of(log, 1, 0).parent.iterdir())
         last.unlink()
         refused(log, "missing, and a later epoch goes on from it")
 
+    @on_files
     def test_a_missing_epoch(self, log):
         for path in path_of(log, 1, 0).parent.iterdir():
             path.unlink()
         refused(log, "missing")
 
+    @on_files
     def test_a_shorter_sealed_segment(self, log):
         last = max(path_of(log, 1, 0).parent.iterdir())
         last.write_bytes(last.read_bytes()[:-60])
         refused(log, "sealed length")
 
+    @on_files
     def test_a_shorter_inner_segment(self, log):
         path = path_of(log, 1, 1)
         path.write_bytes(path.read_bytes()[: HEADER_BYTES + 40])
         refused(log, "bytes of a frame are there", names.segment(1, 1))
 
+    @on_files
     def test_an_inner_segment_without_its_records(self, log):
         path = path_of(log, 1, 1)
         path.write_bytes(path.read_bytes()[:HEADER_BYTES])
         refused(log, "the segment ends at LSN", names.segment(1, 1))
 
+    @on_files
     def test_a_segment_without_its_header(self, log):
         path_of(log, 1, 1).write_bytes(b"")
         refused(log, "header", names.segment(1, 1))
 
+    @on_files
     def test_a_last_segment_without_its_header(self, log):
         path_of(log, 2, 1).write_bytes(b"")
         refused(log, "header", names.segment(2, 1))
         with pytest.raises(JournalCorrupt, match="header"):
             find_end(log, before=3)
 
+    @on_files
     def test_segments_in_each_others_place(self, log):
         first, second = path_of(log, 1, 1), path_of(log, 1, 2)
         one, two = first.read_bytes(), second.read_bytes()
@@ -339,17 +354,20 @@ class TestDamage:
         second.write_bytes(one)
         refused(log, "was written as segment|the segment ends at")
 
+    @on_files
     def test_a_segment_of_another_cluster(self, log, tmp_path):
         other = FaultyStore(tmp_path / "other")
         Ruler(other, segment_bytes=250).append(3).settled().append(3).settled().release()
         path_of(log, 1, 0).write_bytes(path_of(other, 1, 0).read_bytes())
         refused(log, "another cluster|belongs to cluster", names.segment(1, 0))
 
+    @on_files
     def test_a_log_without_the_object_that_says_whose_it_is(self, log):
         log.delete(names.CLUSTER)
         with pytest.raises(JournalCorrupt, match="whose it is"):
             read(log)
 
+    @on_files
     def test_a_damaged_tail_is_refused_by_a_takeover(self, log):
         path = path_of(log, 2, 0)
         flip(path, HEADER_BYTES + 150)
@@ -358,15 +376,18 @@ class TestDamage:
         with pytest.raises(JournalCorrupt):
             read(log)
 
+    @on_files
     def test_a_damaged_first_record_does_not_hide_its_epoch(self, log):
         flip(path_of(log, 2, 0), HEADER_BYTES + 30)
         refused(log, "corrupt", names.segment(2, 0))
 
+    @on_files
     def test_a_first_record_that_is_torn_though_others_follow(self, log):
         path = path_of(log, 1, 0)
         path.write_bytes(path.read_bytes()[: HEADER_BYTES + 10])
         refused(log, "torn", names.segment(1, 0))
 
+    @on_files
     def test_a_newer_format_is_told(self, log):
         path = path_of(log, 2, 0)
         header = bytearray(path.read_bytes()[:HEADER_BYTES])
@@ -379,6 +400,7 @@ class TestDamage:
             find_end(log, before=3)
 
 
+@on_files
 class TestFirstRecords:
     """What an epoch's first record may not be, though it checks."""
 

@@ -86,9 +86,9 @@ class TestOpening:
         assert open_store((tmp_path / "with space").as_uri()).url.endswith("with%20space")
         assert (tmp_path / "with space").is_dir()
 
-    @pytest.mark.parametrize("url", ["s3://bucket/a", "gs://bucket", "http://x/y", "memory://"])
+    @pytest.mark.parametrize("url", ["http://x/y", "az://container", "S4://bucket/a"])
     def test_other_schemes_are_refused(self, url):
-        with pytest.raises(StoreError, match="this release keeps its journal in a local"):
+        with pytest.raises(StoreError, match="is not supported"):
             open_store(url)
 
     @pytest.mark.parametrize("url", ["file://host/a", "file:///a?b=c", "local:///a#b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from dask_resilience import failpoints
 from dask_resilience.storage import open_store
 from dask_resilience.storage.leadership import newest_epoch
 from dask_resilience.storage.local_store import LocalStore
+from dask_resilience.storage.object_store import ConditionalStore
 from dask_resilience.storage.takeover import leader
 from tests.storage.acting import Ruler, read, verify
 
@@ -25,14 +27,18 @@ SCRIPT = Path(__file__).with_name("ruler_process.py")
 class Process:
     """A ruler in a process of its own, and what it said."""
 
-    def __init__(self, store, *, ttl_seconds=30.0, segment_bytes=600, records=0, failpoint=""):
+    def __init__(self, store, *, ttl_seconds=30.0, segment_bytes=600, records=0, failpoint="", storage_options=None):
         command = [sys.executable, str(SCRIPT), str(store), str(ttl_seconds), str(segment_bytes), str(records)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, failpoints.VARIABLE: failpoint},
+            env={
+                **os.environ,
+                failpoints.VARIABLE: failpoint,
+                "RULER_STORAGE_OPTIONS": json.dumps(storage_options or {}),
+            },
         )
         self.said: list[str] = []
         self._thread = threading.Thread(target=self._listen)
@@ -101,7 +107,7 @@ def start(store):
 
 def recovers(store, acked):
     """A third scheduler takes over at once, and finds all that was acked and a sound store."""
-    opened = LocalStore(store)
+    opened = store if isinstance(store, ConditionalStore) else LocalStore(store)
     before = read(opened)
     assert [logged.lsn for logged in before] == list(range(1, len(before) + 1))
     assert len(before) >= max(acked, default=0)

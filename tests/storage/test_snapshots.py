@@ -24,7 +24,7 @@ from dask_resilience.storage.snapshots import (
     read_snapshot,
     write_snapshot,
 )
-from tests.storage.acting import Ruler, dead
+from tests.storage.acting import Ruler, dead, snapshot_at
 
 CLUSTER = bytes(range(16))
 STATE = [
@@ -47,66 +47,55 @@ def write(store, lsn=7, *, epoch=2, state=STATE, **place):
     return write_snapshot(store, cluster=CLUSTER, epoch=epoch, begun=begun(lsn, **place), state=state)
 
 
-def snapshot_at(store, lsn, *, epoch):
-    """A snapshot of the log behind a record, as one that replays it would take it."""
-    _, reader = open_journal(store)
-    for logged in reader.read():
-        if logged.lsn == lsn:
-            break
-    _, chain, of_epoch, seq = reader.place
-    place = SnapshotBegun(lsn=lsn, chain=chain, epoch=of_epoch, seq=seq, rest=b"")
-    return write_snapshot(store, cluster=CLUSTER, epoch=epoch, begun=place, state=[])
-
-
 class TestWriting:
-    def test_what_was_written_is_read(self, local):
-        written = write(local)
-        found, problems = newest_snapshot(local, cluster=CLUSTER)
+    def test_what_was_written_is_read(self, faulty):
+        written = write(faulty)
+        found, problems = newest_snapshot(faulty, cluster=CLUSTER)
         assert (found, problems) == (written, [])
-        assert list(read_snapshot(local, found)) == [begun(), *STATE]
+        assert list(read_snapshot(faulty, found)) == [begun(), *STATE]
 
     @pytest.mark.parametrize("size", [1, 100, 5000])
-    def test_it_is_read_in_pieces(self, local, monkeypatch, size):
+    def test_it_is_read_in_pieces(self, faulty, monkeypatch, size):
         """Also where one record is longer than what is read at a time."""
         monkeypatch.setattr("dask_resilience.storage.snapshots._CHUNK_BYTES", size)
         state = [ClientLeft(client="x" * (n * 37 % 900)) for n in range(60)]
-        write(local, state=state)
-        assert list(read_snapshot(local, newest_snapshot(local)[0]))[1:] == state
+        write(faulty, state=state)
+        assert list(read_snapshot(faulty, newest_snapshot(faulty)[0]))[1:] == state
 
-    def test_the_newest_counts(self, local):
+    def test_the_newest_counts(self, faulty):
         for lsn, epoch in ((7, 2), (30, 2), (12, 3)):
-            write(local, lsn, epoch=epoch)
-        assert newest_snapshot(local)[0].taken.lsn == 30
-        assert [names.lsn_and_epoch_of_snapshot(name) for name in list_snapshots(local)] == [(7, 2), (12, 3), (30, 2)]
+            write(faulty, lsn, epoch=epoch)
+        assert newest_snapshot(faulty)[0].taken.lsn == 30
+        assert [names.lsn_and_epoch_of_snapshot(name) for name in list_snapshots(faulty)] == [(7, 2), (12, 3), (30, 2)]
 
-    def test_one_that_is_there_is_not_written_again(self, local):
-        assert write(local) == write(local, state=[])
-        assert len(list(read_snapshot(local, newest_snapshot(local)[0]))) == 4
+    def test_one_that_is_there_is_not_written_again(self, faulty):
+        assert write(faulty) == write(faulty, state=[])
+        assert len(list(read_snapshot(faulty, newest_snapshot(faulty)[0]))) == 4
 
-    def test_what_an_attempt_left_is_replaced(self, local):
-        handle = local.open_append(names.data_of_snapshot(names.snapshot(7, 2)), b"half a header")
+    def test_what_an_attempt_left_is_replaced(self, faulty):
+        handle = faulty.open_append(names.data_of_snapshot(names.snapshot(7, 2)), b"half a header")
         handle.close()
-        assert newest_snapshot(local) == (None, [])
-        assert newest_snapshot(local) != (write(local), [])
-        assert newest_snapshot(local)[0].taken.lsn == 7
+        assert newest_snapshot(faulty) == (None, [])
+        assert newest_snapshot(faulty) != (write(faulty), [])
+        assert newest_snapshot(faulty)[0].taken.lsn == 7
 
-    def test_a_disk_that_is_full_leaves_nothing_that_counts(self, local):
+    def test_a_disk_that_is_full_leaves_nothing_that_counts(self, faulty):
         def filling():
             yield STATE[0]
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with pytest.raises(StoreError, match="space"):
-            write(local, state=filling())
-        assert newest_snapshot(local) == (None, [])
+            write(faulty, state=filling())
+        assert newest_snapshot(faulty) == (None, [])
 
-    def test_a_state_that_cannot_be_told_whole_leaves_nothing_that_counts(self, local):
+    def test_a_state_that_cannot_be_told_whole_leaves_nothing_that_counts(self, faulty):
         def failing():
             yield STATE[0]
             raise RuntimeError("no more")
 
         with pytest.raises(RuntimeError, match="no more"):
-            write(local, state=failing())
-        assert newest_snapshot(local) == (None, [])
+            write(faulty, state=failing())
+        assert newest_snapshot(faulty) == (None, [])
 
 
 def test_one_that_version_1_wrote_is_read(local):
@@ -238,6 +227,18 @@ class TestReadingOn:
 
 
 class TestRetention:
+    def test_on_each_kind_of_store(self, faulty):
+        ruler = Ruler(faulty, segment_bytes=200)
+        for _ in range(6):
+            ruler.append(3).settled()
+        whole = list(JournalReader(faulty).read())
+        for lsn in (5, 10, 14):
+            taken = snapshot_at(faulty, lsn, epoch=1).taken
+        assert retain(faulty).segments > 1
+        assert len(faulty.list(names.SNAPSHOT_DATA)) == len(list_snapshots(faulty)) == 2
+        assert list(JournalReader(faulty, base=taken).read()) == whole[14:]
+        ruler.release()
+
     def test_nothing_goes_before_there_are_two(self, local):
         Ruler(local, segment_bytes=200).append(20).settled().release()
         snapshot_at(local, 15, epoch=1)

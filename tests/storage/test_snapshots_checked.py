@@ -1,4 +1,4 @@
-"""What `verify_journal` says of a store with snapshots, and that it agrees with the reader."""
+"""What `check_store` says of a store with snapshots, and that the reader agrees."""
 
 from __future__ import annotations
 
@@ -11,19 +11,8 @@ from dask_resilience.storage.cluster_object import read_cluster
 from dask_resilience.storage.local_store import LocalStore
 from dask_resilience.storage.retention import retain
 from dask_resilience.storage.snapshots import open_journal, read_snapshot, write_snapshot
-from dask_resilience.storage.verify import verify_journal
-from tests.storage.acting import Ruler
-
-
-def take(store, lsn):
-    _, reader = open_journal(store)
-    for logged in reader.read():
-        if logged.lsn == lsn:
-            break
-    _, chain, epoch, seq = reader.place
-    cluster = bytes.fromhex(read_cluster(store).cluster_id.replace("-", ""))
-    begun = SnapshotBegun(lsn=lsn, chain=chain, epoch=epoch, seq=seq, rest=b"")
-    return write_snapshot(store, cluster=cluster, epoch=9, begun=begun, state=[])
+from dask_resilience.storage.store_check import check_store
+from tests.storage.acting import Ruler, snapshot_at
 
 
 @pytest.fixture
@@ -35,8 +24,8 @@ def truncated(store):
         ruler.append(3).settled()
     ruler.release()
     Ruler(local, segment_bytes=200).append(3).settled().release()
-    take(local, 8)
-    take(local, 11)
+    snapshot_at(local, 8)
+    snapshot_at(local, 11)
     assert retain(local).segments == 2
     return local
 
@@ -47,7 +36,7 @@ def recovered(store):
 
 
 def test_a_store_whose_beginning_is_gone_is_sound(truncated):
-    report = verify_journal(truncated)
+    report = check_store(truncated)
     assert report.findings == ()
     assert (report.snapshots, report.last_lsn) == (2, 17)
 
@@ -62,9 +51,9 @@ def test_every_flipped_bit_of_log_and_snapshots_is_found(truncated):
             flipped = bytearray(whole)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
-            assert verify_journal(truncated).findings, (name, bit)
+            assert check_store(truncated).findings, (name, bit)
         path.write_bytes(whole)
-    assert not verify_journal(truncated).findings
+    assert not check_store(truncated).findings
 
 
 def test_every_missing_object_is_found_and_a_reader_refuses_or_goes_around(truncated):
@@ -73,7 +62,7 @@ def test_every_missing_object_is_found_and_a_reader_refuses_or_goes_around(trunc
         path = truncated._root / name
         whole = path.read_bytes()
         path.unlink()
-        assert verify_journal(truncated).damaged, name
+        assert check_store(truncated).damaged, name
         if name == names.segment(1, 3):
             with pytest.raises(ResilienceError):
                 recovered(truncated)
@@ -88,10 +77,10 @@ def test_what_a_snapshot_stands_for_may_be_damaged(store):
     for _ in range(4):
         ruler.append(3).settled()
     ruler.release()
-    take(local, 11)
+    snapshot_at(local, 11)
     path = local._root / names.segment(1, 0)
     path.write_bytes(path.read_bytes()[:-30] + bytes(30))
-    report = verify_journal(local)
+    report = check_store(local)
     assert not report.damaged
     assert "a snapshot stands for it" in str(report.findings[0])
     assert recovered(local) > 1
@@ -104,6 +93,6 @@ def test_a_snapshot_of_another_log_is_damage(truncated):
     begun = SnapshotBegun(lsn=9, chain=5, epoch=1, seq=2, rest=b"")
     cluster = bytes.fromhex(read_cluster(truncated).cluster_id.replace("-", ""))
     write_snapshot(truncated, cluster=cluster, epoch=9, begun=begun, state=[])
-    assert verify_journal(truncated).damaged
+    assert check_store(truncated).damaged
     with pytest.raises(ResilienceError):
         recovered(truncated)
