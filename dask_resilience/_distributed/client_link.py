@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -29,6 +30,7 @@ from distributed.objects import SchedulerInfo
 from distributed.utils import in_async_call
 from distributed.versions import VersionMismatchWarning, get_versions
 
+from dask_resilience._distributed.client_calls import Numbers
 from dask_resilience._distributed.client_outbox import Outbox, as_stock
 from dask_resilience._distributed.leader import Compass, Ruler
 from dask_resilience._distributed.rpc import FollowingRPC, call_once
@@ -39,7 +41,9 @@ from dask_resilience.storage.open_store import check_url
 logger = logging.getLogger("distributed.resilience")
 
 #: Stream messages that must reach the journal once, whatever happens to the connection.
-_DURABLE_OPS = frozenset({"update-graph", "cancel-keys", "client-desires-keys"})
+_DURABLE_OPS = frozenset(
+    {"update-graph", "cancel-keys", "client-desires-keys", "queue_release", "queue-future-release"}
+)
 #: Answers of the scheduler to a join that has to wait for its recovery.
 _JOIN_ANSWER_SECONDS = 600.0
 #: How long closing waits for the acks of what was just submitted.
@@ -57,6 +61,11 @@ class ClientLink:
         compass = self._client._compass
         assert compass is not None
         return compass.address
+
+    @property
+    def numbers(self) -> Numbers | None:
+        ruler = self._client._ruler
+        return None if ruler is None or not ruler.resilient else self._client._numbers
 
     async def up(self) -> None:
         client = self._client
@@ -86,9 +95,14 @@ class ResilientClient(distributed.Client):
         self._cluster_ended = False
         self._compass: Any = None  # a Compass once the first scheduler is known
         self._ruler: Ruler | None = None
+        self._following: FollowingRPC | None = None
         self._joined = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         super().__init__(address, **kwargs)
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        return Numbers(self.id)
 
     # Connecting
 
@@ -106,9 +120,11 @@ class ResilientClient(distributed.Client):
             self._compass = Compass(
                 str(self.scheduler.address), connection_args=self.connection_args, store_url=self._store_url
             )
-        if not isinstance(self.scheduler, FollowingRPC):
+        if self._following is None or self.scheduler is not self._following:
+            # The client of a task was given that of its worker, which does not number calls.
             pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc
-            self.scheduler = FollowingRPC(pool, ClientLink(self), self._serializers, self._deserializers)
+            self._following = FollowingRPC(pool, ClientLink(self), self._serializers, self._deserializers)
+            self.scheduler = self._following
         limit = parse_timedelta(timeout if timeout is not None else self._timeout, "s")
         if self._ruler is not None:
             await self._connect(limit)
@@ -201,7 +217,7 @@ class ResilientClient(distributed.Client):
         """
         with self._refcount_lock:
             later = self._outbox.unacked(after=handed)
-            held = dict.fromkeys([*wants, *(key for msg in later for key in msg["keys"])])
+            held = dict.fromkeys([*wants, *(key for msg in later for key in msg.get("keys", ()))])
             released = [key for key in held if key not in self.refcount]
         for msg in later:
             self._send_to_scheduler_safe(msg)

@@ -98,6 +98,9 @@ class WorkerLink:
 
     # The link, as FollowingRPC sees it
 
+    #: It makes no calls that count once.
+    numbers = None
+
     @property
     def address(self) -> str:
         return self.compass.address

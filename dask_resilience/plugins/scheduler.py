@@ -25,6 +25,8 @@ from dask_resilience._distributed.refusal import end_process, owns_process, refu
 from dask_resilience._distributed.scheduler_clients import Clients
 from dask_resilience._distributed.scheduler_gate import Gate, listening_port
 from dask_resilience._distributed.scheduler_ledger import Ledger
+from dask_resilience._distributed.scheduler_once import Once
+from dask_resilience._distributed.scheduler_queues import Queues
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
@@ -90,6 +92,8 @@ class SchedulerResilience(SchedulerPlugin):
         self.gate = Gate(scheduler, self)
         self.workers = Workers(scheduler, self.gate, link_grace_seconds=settings.failover.link_grace_seconds)
         self.shared = Shared(scheduler)
+        self.once = Once()
+        self.queues = Queues(scheduler, self.once)
         self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
         self._recovery: Recovery | None = None
@@ -154,6 +158,8 @@ class SchedulerResilience(SchedulerPlugin):
         failpoint("recovery.after-replay")
         self._begin_journal()
         self.shared.restore(self.replay.shared)
+        self.once.restore(self.replay.calls)
+        self.queues.restore(self.replay.queues)
         tap = self._attach()
         self.recovered = {
             "seconds_to_rule": round(ruled - started, 4),
@@ -167,7 +173,7 @@ class SchedulerResilience(SchedulerPlugin):
             tap=tap,
             workers=self.workers,
             clients=self.clients,
-            owners=frozenset(self.shared.owners()),
+            owners=frozenset([*self.shared.owners(), *self.queues.owners()]),
             epoch=self.epoch,
             terms=BarrierTerms(
                 worker_grace_seconds=self.settings.failover.grace_seconds,
@@ -263,6 +269,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.workers.attach(self.tap)
         self.clients.attach(self.tap.ledger)
         self.shared.attach(self.tap.ledger)
+        self.queues.attach(self.tap.ledger)
         self.gate.attach()
         self.scheduler.add_plugin(self, name=self.name, idempotent=True)
         return self.tap
@@ -323,9 +330,14 @@ class SchedulerResilience(SchedulerPlugin):
         """Give a client that came back what it wanted."""
         self.clients.added(client)
 
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Forget the calls of a client that is gone for good."""
+        self.once.forget(client)
+
     async def before_close(self) -> None:
         """A clean end: the next start is empty."""
         self._stopping.set()
+        self.once.close()
         if self.phase == "stopped":
             return
         self.phase = "stopped"
@@ -397,6 +409,7 @@ class SchedulerResilience(SchedulerPlugin):
     def _abandon(self) -> None:
         """In somebody else's process: drop every connection, so that no message of ours reaches a member again."""
         self._rebuilding.close()
+        self.once.close()
         if self.tap is not None:
             self.tap.ledger.detach()
         for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:

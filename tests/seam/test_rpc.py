@@ -16,9 +16,10 @@ from dask_resilience.errors import CallInterrupted
 class Link:
     """A member that is connected, always to the same address."""
 
-    def __init__(self, address):
+    def __init__(self, address, numbers=None):
         self.address = address
         self.suspected = 0
+        self.numbers = numbers
 
     async def up(self):
         """It is."""
