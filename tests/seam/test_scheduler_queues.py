@@ -45,7 +45,7 @@ def replayed(here):
 def run(seat, main):
     async def runner():
         async with seat() as here:
-            await asyncio.wait_for(main(here), 30)
+            await asyncio.wait_for(main(here), 20)
 
     asyncio.run(runner())
 
@@ -226,7 +226,7 @@ def test_a_replay_of_what_was_recorded_has_what_the_scheduler_has(seat, steps):
                 args = {"batch": rest[0]} if op == "queue_get" else {"data": rest[0]}
                 if rest == ["key"]:
                     args = {"key": "k"}
-                if rest != [True]:
+                if rest[0] is not True:
                     args["timeout"] = 0.01
                 for _ in range(2):
                     with contextlib.suppress(TimeoutError):
