@@ -44,6 +44,8 @@ logger = logging.getLogger("distributed.resilience")
 _DURABLE_OPS = frozenset(
     {"update-graph", "cancel-keys", "client-desires-keys", "queue_release", "queue-future-release"}
 )
+#: What a client says with each new stream anyway.
+_RESTATED_OPS = frozenset({"client-releases-keys", "subscribe-topic", "unsubscribe-topic"})
 #: Answers of the scheduler to a join that has to wait for its recovery.
 _JOIN_ANSWER_SECONDS = 600.0
 #: How long closing waits for the acks of what was just submitted.
@@ -95,6 +97,8 @@ class ResilientClient(distributed.Client):
         self._cluster_ended = False
         self._compass: Any = None  # a Compass once the first scheduler is known
         self._ruler: Ruler | None = None
+        #: Topics that are subscribed to: when the event that was heard last was logged, None if nothing is known.
+        self._topics: dict[str, float | None] = {}
         self._following: FollowingRPC | None = None
         self._joined = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -109,6 +113,7 @@ class ResilientClient(distributed.Client):
     async def _start(self, timeout: Any = distributed.client.no_default, **kwargs: Any) -> Any:
         self._stream_handlers["resilience-ack"] = self._handle_ack
         self._stream_handlers["resilience-closed"] = self._handle_cluster_closed
+        self._stream_handlers["resilience-subscribed"] = self._handle_subscribed
         return await super()._start(timeout=timeout, **kwargs)
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
@@ -170,8 +175,10 @@ class ResilientClient(distributed.Client):
                 self._reconcile(answer)
                 logger.warning("Found the scheduler at %s, epoch %d; going on", ruler.address, ruler.epoch)
             self._send_what_came_meanwhile(wants, handed)
-            for topic in self._event_handlers:
-                self._send_to_scheduler_safe({"op": "subscribe-topic", "topic": topic, "client": self.id})
+            for topic, last in list(self._topics.items()):
+                self._send_to_scheduler_safe(
+                    {"op": "subscribe-topic", "topic": topic, "client": self.id, "after": last}
+                )
             self._dispatch(rest)
             self._cluster_ended = False
         self._joined.set()
@@ -400,6 +407,11 @@ class ResilientClient(distributed.Client):
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
         plain = self._ruler is not None and not self._ruler.resilient
+        if msg["op"] == "subscribe-topic":
+            self._topics.setdefault(msg["topic"], None)
+            msg = {**msg, "after": None}
+        elif msg["op"] == "unsubscribe-topic":
+            self._topics.pop(msg["topic"], None)
         if msg["op"] not in _DURABLE_OPS or "seq" in msg or plain:
             if msg["op"] == "client-releases-keys":
                 self._outbox.let_go(msg["keys"])
@@ -422,12 +434,21 @@ class ResilientClient(distributed.Client):
                 logger.debug("Message %s waits for the next scheduler", msg["op"])
         elif self._ruler is None:
             super()._send_to_scheduler_safe(msg)
-        elif msg["op"] not in _DURABLE_OPS and msg["op"] != "client-releases-keys":
+        elif msg["op"] not in _DURABLE_OPS and msg["op"] not in _RESTATED_OPS:
             self._pending_msg_buffer.append(msg)
 
     def _handle_ack(self, seq: int) -> None:
         with self._refcount_lock:
             self._outbox.acked(seq)
+
+    def _handle_subscribed(self, topic: str, last: float) -> None:
+        if topic in self._topics and self._topics[topic] is None:
+            self._topics[topic] = last
+
+    async def _handle_event(self, topic: str, event: Any) -> None:
+        if topic in self._topics:
+            self._topics[topic] = event[0]
+        await super()._handle_event(topic, event)
 
     async def _close(self, fast: bool = False) -> None:
         if not fast and self.status == "running":

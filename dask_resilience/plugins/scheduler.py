@@ -30,6 +30,7 @@ from dask_resilience._distributed.scheduler_queues import Queues
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_topics import Topics
 from dask_resilience._distributed.scheduler_workers import Workers
 from dask_resilience.errors import Fenced, NotRecovered, StoreError
 from dask_resilience.failover.barrier import BarrierTerms
@@ -94,6 +95,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.shared = Shared(scheduler)
         self.once = Once()
         self.queues = Queues(scheduler, self.once)
+        self.topics = Topics(scheduler, self.once)
         self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
         self._recovery: Recovery | None = None
@@ -160,6 +162,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.shared.restore(self.replay.shared)
         self.once.restore(self.replay.calls)
         self.queues.restore(self.replay.queues)
+        self.topics.restore(self.replay.topics)
         tap = self._attach()
         self.recovered = {
             "seconds_to_rule": round(ruled - started, 4),
@@ -270,6 +273,7 @@ class SchedulerResilience(SchedulerPlugin):
         self.clients.attach(self.tap.ledger)
         self.shared.attach(self.tap.ledger)
         self.queues.attach(self.tap.ledger)
+        self.topics.attach(self.tap.ledger)
         self.gate.attach()
         self.scheduler.add_plugin(self, name=self.name, idempotent=True)
         return self.tap

@@ -14,6 +14,7 @@ from dask_resilience._distributed.scheduler_once import Once
 from dask_resilience._distributed.scheduler_queues import Queues
 from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_topics import Topics
 from dask_resilience._distributed.scheduler_workers import Workers
 from dask_resilience._distributed.task_notes import TaskNotes
 
@@ -89,6 +90,8 @@ class Seat:
         self.once = Once()
         self.queues = Queues(scheduler, self.once)
         self.queues.attach(self.ledger)
+        self.topics = Topics(scheduler, self.once)
+        self.topics.attach(self.ledger)
         self.gate.attach()
         self.gate.serving.set()
         scheduler.client_comms["c"] = self.stream
