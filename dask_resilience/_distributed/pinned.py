@@ -82,6 +82,7 @@ PINNED: Final[dict[str, str | None]] = {
     "distributed.scheduler:Scheduler.handle_worker": "self, comm, worker",
     "distributed.scheduler:Scheduler.log_event": "self, topic, msg",
     "distributed.scheduler:Scheduler.log_worker_event": "self, worker, topic, msg",
+    "distributed.scheduler:Scheduler.handle_worker_status_change": "self, status, worker, stimulus_id",
     "distributed.scheduler:Scheduler.new_task": "self, key, spec, state, computation",
     "distributed.scheduler:Scheduler.register_nanny_plugin": "self, comm, plugin, name, idempotent",
     "distributed.scheduler:Scheduler.register_scheduler_plugin": "self, plugin, name, *, idempotent",

@@ -137,7 +137,7 @@ class WorkerLink:
 
     async def _close(self, *args: Any, reason: str = "worker-close", **kwargs: Any) -> Any:
         worker = self.worker
-        alive = worker.status in (Status.running, Status.paused)
+        alive = worker.status in (Status.running, Status.paused, Status.closing_gracefully)
         if alive and not self._closing and reason in _SCHEDULER_GONE and not self._connected_to_plain():
             self._lost(reason)
             return None
@@ -193,6 +193,11 @@ class WorkerLink:
                     if not ruler.resilient or ruler.cluster != self.compass.cluster:
                         logger.warning("Another cluster answers at %s; closing as a stock worker does", ruler.address)
                         break
+                    if self.worker.status == Status.closing_gracefully and ruler.epoch == self.compass.epoch:
+                        # It is not gone, it has let this worker go: nothing here is needed any more.
+                        self._closing = True
+                        await self._stock_close(reason="worker-handle-scheduler-connection-broken")
+                        return
                     await self._register(ruler, deadline)
                     return
             except (OSError, TimeoutError) as error:

@@ -318,6 +318,22 @@ class SchedulerResilience(SchedulerPlugin):
         self._rebuilding.close()
         self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
         logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
+        retiring = [ws for ws in self.scheduler.workers.values() if ws.status == Status.closing_gracefully]
+        if retiring:
+            self._retiring = asyncio.create_task(self._retire(retiring), name="resilience-retire")
+
+    async def _retire(self, workers: list[Any]) -> None:
+        """Go on retiring workers where the scheduler before was cut off: nobody else would end it."""
+        logger.info("Going on to retire %s", [ws.address for ws in workers])
+        for ws in workers:
+            # Where it cannot be retired, because nobody could take its data, it goes on as it was.
+            self.scheduler.handle_worker_status_change("running", ws, "resilience-retire")
+        try:
+            await self.scheduler.retire_workers(
+                workers=[ws.address for ws in workers], close_workers=True, stimulus_id="resilience-retire"
+            )
+        except Exception:
+            logger.exception("Could not go on to retire workers")
 
     # The scheduler's hooks
 
