@@ -58,6 +58,11 @@ class MultiLocks:
         handlers["multi_lock_acquire"] = ledger.durable_call(self._acquire(handlers["multi_lock_acquire"]))
         handlers["multi_lock_release"] = ledger.durable_call(self._release(handlers["multi_lock_release"]))
 
+    def close(self) -> None:
+        """End all that is waiting."""
+        for waiting in list(self._waiting.values()):
+            waiting.cancel()
+
     def _note(self, user: str) -> None:
         """Record what `user` holds, if that is enough for it and news."""
         extension = self._extension
@@ -103,7 +108,7 @@ class MultiLocks:
                 waiting.add_done_callback(lambda _: self._waiting.pop(id, None))
             # If this copy of the call is cut off, the next one waits for the same.
             await asyncio.wait({waiting})
-            return waiting.result()
+            return not waiting.cancelled() and waiting.result()
 
         return acquire
 

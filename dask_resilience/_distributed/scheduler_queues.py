@@ -87,6 +87,7 @@ class Queues:
     def attach(self, ledger: Ledger) -> None:
         """Record changes from now on."""
         self.ledger = ledger
+        ledger.forgetting.append(self._once.forget)
         for name, queue in self._extension.queues.items():
             self._tell_of(name, queue)
             if name not in self._restored:

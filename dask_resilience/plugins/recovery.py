@@ -123,6 +123,10 @@ class Recovery:
         # Owners that did not come back would never let go.
         known = {*self._replay.clients, *self._scheduler.clients}
         for client in known - {*heard, *self._owners, "fire-and-forget"}:
+            if client not in self._scheduler.clients:
+                # It wanted nothing, but would be waited for again.
+                self._tap.ledger.record(records.ClientLeft(client=client))
+                self._tap.ledger.forget_client(client)
             self._clients.forget(client)
 
     def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:

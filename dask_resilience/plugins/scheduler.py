@@ -350,14 +350,10 @@ class SchedulerResilience(SchedulerPlugin):
         """Give a client that came back what it wanted."""
         self.clients.added(client)
 
-    def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        """Forget the calls of a client that is gone for good."""
-        self.once.forget(client)
-
     async def before_close(self) -> None:
         """A clean end: the next start is empty."""
         self._stopping.set()
-        self.once.close()
+        self._end_waits()
         if self.phase == "stopped":
             return
         self.phase = "stopped"
@@ -366,6 +362,10 @@ class SchedulerResilience(SchedulerPlugin):
             self.tap.ledger.detach()
             await self.clients.say_goodbye()
         await self.let_go()
+
+    def _end_waits(self) -> None:
+        self.once.close()
+        self.shared.multi_locks.close()
 
     async def let_go(self) -> None:
         """End the journal, give the lease back, and keep nothing open: this process may live on."""
@@ -429,7 +429,7 @@ class SchedulerResilience(SchedulerPlugin):
     def _abandon(self) -> None:
         """In somebody else's process: drop every connection, so that no message of ours reaches a member again."""
         self._rebuilding.close()
-        self.once.close()
+        self._end_waits()
         if self.tap is not None:
             self.tap.ledger.detach()
         for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:
