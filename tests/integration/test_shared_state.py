@@ -7,7 +7,11 @@ import time
 
 import pytest
 from distributed import Event, Lock, MultiLock, Semaphore, Variable, wait
-from support import fail_over, until, validate
+from support import all_durable, fail_over, until, validate
+
+
+def variables_of(client):
+    return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.extensions["variables"].variables))
 
 
 def test_variables(cluster, client):
@@ -21,6 +25,9 @@ def test_variables(cluster, client):
     wait(future)
     del future
     until(lambda: not client.futures)
+    # Nobody answers a deletion.
+    until(lambda: "gone" not in variables_of(client))
+    all_durable(client)
     fail_over(cluster, client)
     assert plain.get(timeout=10) == {"a": 2}
     assert held.get(timeout=10).result(timeout=10) == 41
