@@ -125,6 +125,26 @@ class JournalTooNew(ResilienceError):
         self.supported = supported
 
 
+class ChangeTooNew(ResilienceError):
+    """A record of the journal is about something that this release does not know; going on could lose it.
+
+    Parameters
+    ----------
+    record
+        Name of its class.
+    what
+        What it says it is about.
+    """
+
+    def __init__(self, record: str, what: str) -> None:
+        super().__init__(
+            f"the journal has a {record} record about {what!r}, which this release does not know. "
+            "Install a newer dask-resilience, or use another store."
+        )
+        self.record = record
+        self.what = what
+
+
 class WrongCluster(ResilienceError):
     """The store belongs to another cluster.
 

@@ -60,6 +60,8 @@ def _constant(*values):
     return st.sampled_from(values)
 
 
+_CALL = {"client": _CLIENT, "number": st.integers(0, 6), "settled": st.integers(0, 4)}
+
 _FACTS = st.one_of(
     st.builds(records.KeysReleased, client=_constant(*CLIENTS, *OWNERS), keys=_KEYS),
     st.builds(records.KeysWanted, client=_constant(*OWNERS), seq=_SEQ, keys=_KEYS, origin=_CLIENT),
@@ -78,6 +80,12 @@ _FACTS = st.one_of(
     st.builds(records.WorkerLeft, address=_ADDRESS),
     st.builds(records.SharedChanged, kind=st.just("variable"), name=_constant("v", "w"),
               value=_constant(None, dumps(1), dumps(2))),
+    st.builds(records.QueueChanged, name=_constant("q", "r"), change=st.just("users"), count=st.integers(0, 2)),
+    st.builds(records.QueueChanged, name=_constant("q", "r"), change=st.just("put"), keys=_constant((), ("t-1",)),
+              items=st.binary(max_size=2).map(lambda item: (item,)), **_CALL),
+    st.builds(records.QueueChanged, name=_constant("q", "r"), change=st.just("taken"), **_CALL),
+    st.builds(records.QueueChanged, name=_constant("q", "r"), change=st.just("received"), keys=st.just(("t-1",))),
+    st.builds(records.EventLogged, topics=_constant(("a",), ("a", "b")), event=st.binary(max_size=2), **_CALL),
     _constant(
         records.SharedChanged(kind="metadata", name=("t-1",), value=dumps((4,))),
         records.SharedChanged(kind="metadata", name=("t-2", "deep"), value=dumps((5,))),
@@ -161,6 +169,11 @@ def described(replay):
         "workers": replay.workers,
         "shared": list(replay.shared.items()),
         "actors": sorted(replay.actors_made),
+        "queues": {name: (q.maxsize, q.users, list(q.items)) for name, q in replay.queues.queues.items()},
+        "held by queues": {name: count for name, count in replay.queues.held.items() if count > 0},
+        "topics": {topic: list(events) for topic, events in replay.topics.events.items()},
+        "events": replay.topics.counts,
+        "calls": sorted(replay.calls),
         "closed": replay.closed,
         "computations": [
             (sorted(living), list(c.code), c.annotations)

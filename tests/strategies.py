@@ -70,6 +70,31 @@ by_class = {
     records.SharedChanged: st.builds(
         records.SharedChanged, kind=st.text(max_size=9), name=keys, value=st.none() | st.binary(max_size=99)
     ),
+    records.QueueChanged: st.builds(
+        records.QueueChanged,
+        name=keys,
+        change=st.text(max_size=9),
+        items=st.lists(raw, max_size=3).map(tuple),
+        keys=key_tuples,
+        count=counts,
+        maxsize=counts,
+        client=names,
+        number=counts,
+        settled=counts,
+        seq=counts,
+    ),
+    records.EventLogged: st.builds(
+        records.EventLogged,
+        topics=key_tuples,
+        event=raw,
+        count=counts,
+        client=names,
+        number=counts,
+        settled=counts,
+    ),
+    records.CallAnswered: st.builds(
+        records.CallAnswered, client=names, number=counts, settled=counts, items=st.lists(raw, max_size=3).map(tuple)
+    ),
     records.ActorsMade: st.builds(records.ActorsMade, keys=key_tuples),
     records.SnapshotBegun: st.builds(
         records.SnapshotBegun, lsn=counts, chain=counts, epoch=counts, seq=counts, rest=raw

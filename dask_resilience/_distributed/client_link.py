@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
+from functools import cached_property
 from time import monotonic
 from typing import Any
 
@@ -29,6 +30,7 @@ from distributed.objects import SchedulerInfo
 from distributed.utils import in_async_call
 from distributed.versions import VersionMismatchWarning, get_versions
 
+from dask_resilience._distributed.client_calls import Numbers
 from dask_resilience._distributed.client_outbox import Outbox, as_stock
 from dask_resilience._distributed.leader import Compass, Ruler
 from dask_resilience._distributed.rpc import FollowingRPC, call_once
@@ -39,7 +41,11 @@ from dask_resilience.storage.open_store import check_url
 logger = logging.getLogger("distributed.resilience")
 
 #: Stream messages that must reach the journal once, whatever happens to the connection.
-_DURABLE_OPS = frozenset({"update-graph", "cancel-keys", "client-desires-keys"})
+_DURABLE_OPS = frozenset(
+    {"update-graph", "cancel-keys", "client-desires-keys", "queue_release", "queue-future-release"}
+)
+#: What a client says with each new stream anyway.
+_RESTATED_OPS = frozenset({"client-releases-keys", "subscribe-topic", "unsubscribe-topic"})
 #: Answers of the scheduler to a join that has to wait for its recovery.
 _JOIN_ANSWER_SECONDS = 600.0
 #: How long closing waits for the acks of what was just submitted.
@@ -57,6 +63,11 @@ class ClientLink:
         compass = self._client._compass
         assert compass is not None
         return compass.address
+
+    @property
+    def numbers(self) -> Numbers | None:
+        ruler = self._client._ruler
+        return None if ruler is None or not ruler.resilient else self._client._numbers
 
     async def up(self) -> None:
         client = self._client
@@ -87,15 +98,23 @@ class ResilientClient(distributed.Client):
         self._cluster_ended = False
         self._compass: Any = None  # a Compass once the first scheduler is known
         self._ruler: Ruler | None = None
+        #: Topics that are subscribed to: when the event that was heard last was logged, None if nothing is known.
+        self._topics: dict[str, float | None] = {}
+        self._following: FollowingRPC | None = None
         self._joined = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         super().__init__(address, **kwargs)
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        return Numbers(self.id)
 
     # Connecting
 
     async def _start(self, timeout: Any = distributed.client.no_default, **kwargs: Any) -> Any:
         self._stream_handlers["resilience-ack"] = self._handle_ack
         self._stream_handlers["resilience-closed"] = self._handle_cluster_closed
+        self._stream_handlers["resilience-subscribed"] = self._handle_subscribed
         return await super()._start(timeout=timeout, **kwargs)
 
     async def _ensure_connected(self, timeout: Any = None) -> None:
@@ -110,9 +129,11 @@ class ResilientClient(distributed.Client):
                 store_url=self._store_url,
                 storage_options=self._storage_options,
             )
-        if not isinstance(self.scheduler, FollowingRPC):
+        if self._following is None or self.scheduler is not self._following:
+            # The client of a task was given that of its worker, which does not number calls.
             pool = self.scheduler.pool if isinstance(self.scheduler, PooledRPCCall) else self.rpc
-            self.scheduler = FollowingRPC(pool, ClientLink(self), self._serializers, self._deserializers)
+            self._following = FollowingRPC(pool, ClientLink(self), self._serializers, self._deserializers)
+            self.scheduler = self._following
         limit = parse_timedelta(timeout if timeout is not None else self._timeout, "s")
         if self._ruler is not None:
             await self._connect(limit)
@@ -158,8 +179,10 @@ class ResilientClient(distributed.Client):
                 self._reconcile(answer)
                 logger.warning("Found the scheduler at %s, epoch %d; going on", ruler.address, ruler.epoch)
             self._send_what_came_meanwhile(wants, handed)
-            for topic in self._event_handlers:
-                self._send_to_scheduler_safe({"op": "subscribe-topic", "topic": topic, "client": self.id})
+            for topic, last in list(self._topics.items()):
+                self._send_to_scheduler_safe(
+                    {"op": "subscribe-topic", "topic": topic, "client": self.id, "after": last}
+                )
             self._dispatch(rest)
             self._cluster_ended = False
         self._joined.set()
@@ -205,7 +228,7 @@ class ResilientClient(distributed.Client):
         """
         with self._refcount_lock:
             later = self._outbox.unacked(after=handed)
-            held = dict.fromkeys([*wants, *(key for msg in later for key in msg["keys"])])
+            held = dict.fromkeys([*wants, *(key for msg in later for key in msg.get("keys", ()))])
             released = [key for key in held if key not in self.refcount]
         for msg in later:
             self._send_to_scheduler_safe(msg)
@@ -388,6 +411,11 @@ class ResilientClient(distributed.Client):
 
     def _send_to_scheduler(self, msg: dict[str, Any]) -> None:
         plain = self._ruler is not None and not self._ruler.resilient
+        if msg["op"] == "subscribe-topic":
+            self._topics.setdefault(msg["topic"], None)
+            msg = {**msg, "after": None}
+        elif msg["op"] == "unsubscribe-topic":
+            self._topics.pop(msg["topic"], None)
         if msg["op"] not in _DURABLE_OPS or "seq" in msg or plain:
             if msg["op"] == "client-releases-keys":
                 self._outbox.let_go(msg["keys"])
@@ -410,12 +438,21 @@ class ResilientClient(distributed.Client):
                 logger.debug("Message %s waits for the next scheduler", msg["op"])
         elif self._ruler is None:
             super()._send_to_scheduler_safe(msg)
-        elif msg["op"] not in _DURABLE_OPS and msg["op"] != "client-releases-keys":
+        elif msg["op"] not in _DURABLE_OPS and msg["op"] not in _RESTATED_OPS:
             self._pending_msg_buffer.append(msg)
 
     def _handle_ack(self, seq: int) -> None:
         with self._refcount_lock:
             self._outbox.acked(seq)
+
+    def _handle_subscribed(self, topic: str, last: float) -> None:
+        if topic in self._topics and self._topics[topic] is None:
+            self._topics[topic] = last
+
+    async def _handle_event(self, topic: str, event: Any) -> None:
+        if topic in self._topics:
+            self._topics[topic] = event[0]
+        await super()._handle_event(topic, event)
 
     async def _close(self, fast: bool = False) -> None:
         if not fast and self.status == "running":

@@ -66,4 +66,4 @@ class Outbox:
 
 def as_stock(msg: dict[str, Any]) -> dict[str, Any]:
     """The message as a stock scheduler knows it."""
-    return {name: value for name, value in msg.items() if name not in ("seq", "origin", "again")}
+    return {name: value for name, value in msg.items() if name not in ("seq", "origin", "again", "after")}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from distributed.comm import CommClosedError, connect
 from distributed.core import PooledRPCCall, send_recv
 
+from dask_resilience._distributed.client_calls import Numbers
 from dask_resilience.errors import CallInterrupted
 
 #: Calls that run user code or change the cluster in a way that a second run would change again. When the connection
@@ -17,6 +18,11 @@ NOT_REPEATABLE = frozenset(
     {"run_function", "broadcast", "proxy", "restart", "restart_workers", "retry", "publish_put", "publish_delete"}
 )
 
+#: Calls that count once however often they are made: each has a number, by which the scheduler knows it again.
+COUNTED = frozenset({"queue_create", "queue_put", "queue_get", "log_event"})
+
+#: Calls that say when they are made again, since what they ask for may be so already.
+_SAY_AGAIN = frozenset({"multi_lock_acquire", "multi_lock_release"})
 
 #: Calls that end whoever is asked: the link that breaks is the answer.
 _ENDS_THE_LINK = frozenset({"terminate"})
@@ -28,6 +34,10 @@ class Link(Protocol):
     @property
     def address(self) -> str:
         """Address of the ruling scheduler, as far as this member knows."""
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """Numbers of calls that count once; None where the scheduler would not know what they are."""
 
     async def up(self) -> None:
         """Return once connected; raise `SchedulerGone` after the member's patience."""
@@ -64,31 +74,42 @@ class FollowingRPC(PooledRPCCall):
                 kwargs["serializers"] = self.serializers
             if self.deserializers is not None and kwargs.get("deserializers") is None:
                 kwargs["deserializers"] = self.deserializers
-            while True:
-                await self._link.up()
-                address = self._link.address
-                comm = None
-                try:
-                    comm = await self.pool.connect(address)
-                    previous_name, comm.name = comm.name, f"FollowingRPC.{key}"
-                    try:
-                        return await send_recv(comm=comm, op=key, **kwargs)
-                    finally:
-                        self.pool.reuse(address, comm)
-                        comm.name = previous_name
-                except OSError as error:
-                    if comm is not None:
-                        # An error that the handler raised is an answer, whatever its type.
-                        if not comm.closed() or key in _ENDS_THE_LINK:
-                            raise
-                        if key in NOT_REPEATABLE:
-                            raise CallInterrupted(key) from error
-                    elif isinstance(error, TimeoutError):
-                        raise
-                    self._link.suspect(address)
-                    await asyncio.sleep(0.05)
+            await self._link.up()
+            numbers = self._link.numbers
+            if numbers is None or key not in COUNTED:
+                return await self._follow(key, kwargs, dict)
+            with numbers.next() as number:
+                return await self._follow(key, kwargs, lambda: {"request": numbers.request(number)})
 
         return call
+
+    async def _follow(self, key: str, kwargs: dict[str, Any], extra: Callable[[], dict[str, Any]]) -> Any:
+        """Make a call until it is answered. `extra` is what it says of itself, anew each time that it is made."""
+        while True:
+            await self._link.up()
+            address = self._link.address
+            comm = None
+            try:
+                comm = await self.pool.connect(address)
+                previous_name, comm.name = comm.name, f"FollowingRPC.{key}"
+                try:
+                    return await send_recv(comm=comm, op=key, **kwargs, **extra())
+                finally:
+                    self.pool.reuse(address, comm)
+                    comm.name = previous_name
+            except OSError as error:
+                if comm is not None:
+                    # An error that the handler raised is an answer, whatever its type.
+                    if not comm.closed() or key in _ENDS_THE_LINK:
+                        raise
+                    if key in NOT_REPEATABLE:
+                        raise CallInterrupted(key) from error
+                    if key in _SAY_AGAIN and self._link.numbers is not None:
+                        kwargs["again"] = True
+                elif isinstance(error, TimeoutError):
+                    raise
+                self._link.suspect(address)
+                await asyncio.sleep(0.05)
 
     def __repr__(self) -> str:
         return f"<following rpc to {self.address!r}>"

@@ -57,6 +57,8 @@ class Ledger:
         self.scheduler: Any = scheduler
         self.log = log
         self.last_seq = last_seq
+        #: Whoever else keeps something for a client until it is gone for good.
+        self.forgetting: list[Callable[[str], None]] = []
         self._pending_limit_bytes = pending_limit_bytes
         self._commit_interval_seconds = max(commit_interval_seconds, 0.001)
         self._acks: deque[tuple[int, str, int]] = deque()
@@ -121,6 +123,8 @@ class Ledger:
         """`client` is gone for good."""
         self.last_seq.pop(client, None)
         self._acked.pop(client, None)
+        for forget in self.forgetting:
+            forget(client)
 
     async def committed(self) -> None:
         """Return when all that was recorded so far is durable."""

@@ -14,18 +14,23 @@ from time import time
 from typing import Any
 from weakref import WeakValueDictionary
 
+import dask.config
 import dask.order
 from dask._expr import LLGExpr
 from distributed.protocol import Serialized, deserialize
 from distributed.protocol.pickle import loads
 from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_graph
+from distributed.spans import Span
 
 from dask_resilience._distributed.scheduler_snapshot import SnapshotLoad, TaskBooks
 from dask_resilience._distributed.scheduler_tap import note_first_run
 from dask_resilience._distributed.task_errors import clear_error, packed, set_error
 from dask_resilience._distributed.task_notes import TaskNotes
-from dask_resilience.errors import GraphUnreadable
+from dask_resilience.errors import ChangeTooNew, GraphUnreadable
 from dask_resilience.journal import records
+from dask_resilience.journal.calls import Calls, call_of
+from dask_resilience.journal.queues import QueueStates
+from dask_resilience.journal.topics import TopicStates
 from dask_resilience.types import Address, Key
 
 logger = logging.getLogger("distributed.resilience")
@@ -59,6 +64,10 @@ class Replay:
         self.shared: dict[tuple[str, Key], bytes] = {}
         #: The last run of each task whose failure was answered with a retry.
         self.retried = TaskNotes()
+        #: Calls that may be made again, and what they were handed.
+        self.calls: Calls[bytes] = Calls()
+        self.queues = QueueStates(self.calls)
+        self.topics = TopicStates(self.calls, dask.config.get("distributed.admin.low-level-log-length"))
         #: The first run that counts of each task whose key had another meaning before.
         self.first_runs = TaskNotes()
         #: The same of each task that may be retried: older failures are of another task with its key.
@@ -81,6 +90,9 @@ class Replay:
             records.RestrictionsSet: self._restrictions_set,
             records.ActorsMade: self._actors_made,
             records.SharedChanged: self._shared_changed,
+            records.QueueChanged: self._queue_changed,
+            records.EventLogged: self.topics.apply,
+            records.CallAnswered: self._call_answered,
             records.ClientJoined: self._client_joined,
             records.ClientLeft: self._client_left,
             records.WorkerJoined: self._worker_joined,
@@ -152,6 +164,9 @@ class Replay:
         self.scheduler_plugins.clear()
         self.actors_made.clear()
         self.shared.clear()
+        self.calls.clear()
+        self.queues.clear()
+        self.topics.clear()
         self._unread.clear()
         scheduler.task_metadata.clear()
         self.closed = True
@@ -217,6 +232,8 @@ class Replay:
         if scheduler._find_lost_dependencies(dsk, keys):
             return
         known = scheduler.tasks.keys() & dsk.keys()
+        # distributed 2026.7 tells the metadata of graphs apart by the ids of objects, which repeat in a replay.
+        getattr(Span, "_metadata_seen", set()).clear()
         with self.muted():
             scheduler._create_taskstate_from_graph(
                 dsk=dsk,
@@ -340,6 +357,8 @@ class Replay:
                 self.actors_made[key] = ts
 
     def _shared_changed(self, record: records.SharedChanged) -> None:
+        if record.kind not in records.SHARED_KINDS:
+            raise ChangeTooNew("SharedChanged", record.kind)
         if record.kind == "metadata":
             # At its place: it goes with the task that it belongs to.
             if record.value is not None and isinstance(record.name, tuple):
@@ -348,6 +367,14 @@ class Replay:
         self.shared.pop((record.kind, record.name), None)
         if record.value is not None:
             self.shared[record.kind, record.name] = record.value
+
+    def _queue_changed(self, record: records.QueueChanged) -> None:
+        self._number(record.client, record.seq)
+        self.queues.apply(record)
+
+    def _call_answered(self, record: records.CallAnswered) -> None:
+        if (call := call_of(record)) is not None:
+            self.calls.note(call, *record.items)
 
     # Members and plugins
 
@@ -360,6 +387,7 @@ class Replay:
         self.clients.pop(record.client, None)
         self.client_workers.pop(record.client, None)
         self.last_seq.pop(record.client, None)
+        self.calls.forget(record.client)
         if record.client in self.scheduler.clients:
             Scheduler.remove_client(self.scheduler, record.client, stimulus_id="resilience-replay")
 

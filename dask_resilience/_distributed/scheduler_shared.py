@@ -1,4 +1,4 @@
-"""What tasks and clients share by name: variables, events, locks, semaphores, published datasets and metadata.
+"""What tasks and clients share by name: variables, events, all kinds of locks, published datasets and metadata.
 
 Dask keeps them in dictionaries of its extensions. These are replaced by ones that tell of each change, so that whatever
 changes a value is recorded, and nothing has to know which calls do.
@@ -18,6 +18,7 @@ from distributed.protocol.pickle import dumps, loads
 from distributed.scheduler import Scheduler
 
 from dask_resilience._distributed.scheduler_ledger import Ledger
+from dask_resilience._distributed.scheduler_multilock import MultiLocks
 from dask_resilience.journal import records
 from dask_resilience.types import Key
 
@@ -92,6 +93,7 @@ class Shared:
         self._events = extensions["events"]
         self._semaphores = extensions["semaphores"]
         self._datasets = extensions["publish"]
+        self.multi_locks = MultiLocks(scheduler)
 
     def restore(self, values: Mapping[tuple[str, Key], bytes]) -> None:
         """Bring back what the journal holds, oldest first."""
@@ -108,6 +110,8 @@ class Shared:
                 # Its holder has as long to be heard as if it had just taken it.
                 semaphore, lease = name
                 self._semaphores.leases[semaphore][lease] = time()
+            elif kind == "multi-lock":
+                self.multi_locks.restore(name, value)
             elif kind == "dataset":
                 header, frames, keys = value
                 self._datasets.datasets[name] = {"data": Serialized(header, frames), "keys": keys}
@@ -123,6 +127,7 @@ class Shared:
         """Record changes from now on."""
         self.ledger = ledger
         self._variables.variables = _Observed(self._variables.variables, self._of("variable"))
+        self.multi_locks.attach(ledger, self._of("multi-lock"))
         self._datasets.datasets = _Observed(self._datasets.datasets, self._dataset_changed)
         semaphores = self._semaphores
         # A semaphore is there when its timeout is, which Dask sets last, and gone when its limit is.

@@ -22,6 +22,7 @@ from dask_resilience._distributed.task_errors import fail_with_dependents, packe
 from dask_resilience._distributed.task_notes import TaskNotes
 from dask_resilience.errors import GraphUnreadable, SnapshotRefused
 from dask_resilience.journal import records
+from dask_resilience.journal.calls import call_records
 from dask_resilience.types import Key
 
 #: So many tasks are pickled together: what they share is written once.
@@ -132,6 +133,9 @@ def state_records(replay: Any) -> Iterator[records.Record]:
         yield records.SharedChanged(kind="metadata", name=(name,), value=dumps((value,)))
     for (shared, name), value in replay.shared.items():
         yield records.SharedChanged(kind=shared, name=name, value=value)
+    yield from replay.queues.as_records()
+    yield from replay.topics.as_records()
+    yield from call_records(replay.calls)
 
 
 def _task_records(scheduler: Any, books: TaskBooks) -> Iterator[records.Record]:

@@ -114,6 +114,9 @@ class WorkerLink:
 
     # The link, as FollowingRPC sees it
 
+    #: It makes no calls that count once.
+    numbers = None
+
     @property
     def address(self) -> str:
         return self.compass.address
@@ -150,7 +153,7 @@ class WorkerLink:
 
     async def _close(self, *args: Any, reason: str = "worker-close", **kwargs: Any) -> Any:
         worker = self.worker
-        alive = worker.status in (Status.running, Status.paused)
+        alive = worker.status in (Status.running, Status.paused, Status.closing_gracefully)
         if alive and not self._closing and reason in _SCHEDULER_GONE and not self._connected_to_plain():
             self._lost(reason)
             return None
@@ -208,6 +211,11 @@ class WorkerLink:
                     if not ruler.resilient or ruler.cluster != self.compass.cluster:
                         logger.warning("Another cluster answers at %s; closing as a stock worker does", ruler.address)
                         break
+                    if self.worker.status == Status.closing_gracefully and ruler.epoch == self.compass.epoch:
+                        # It is not gone, it has let this worker go: nothing here is needed any more.
+                        self._closing = True
+                        await self._stock_close(reason="worker-handle-scheduler-connection-broken")
+                        return
                     await self._register(ruler, deadline)
                     return
             except (OSError, TimeoutError) as error:

@@ -247,11 +247,77 @@ class ClusterClosed(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedChanged(Record):
-    """A variable, event, semaphore, lease, dataset or metadata has a new value, given pickled; None: it is gone."""
+    """What is shared by `name` has a new value, given pickled; None: it is gone. `kind` is one of `SHARED_KINDS`."""
 
     kind: str
     name: Key
     value: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueChanged(Record):
+    """A queue has another item or another user.
+
+    Parameters
+    ----------
+    name
+        The queue.
+    change
+        ``users``: `count` have it open, of a queue for `maxsize` items; with none it is gone. ``put``: `items`, one
+        pickled item, came in at its end. ``taken``: the item at its front was handed out. ``received``: whoever got
+        the future `keys` has it, so that the queue need not hold it.
+    items, keys, count, maxsize
+        As said. `keys` is also the key of the future that an item stands for.
+    client, number, settled
+        The call that this answers, if it can be repeated: see `dask_resilience.journal.calls`.
+    seq
+        The number of the message of `client` that this applies, if it is one.
+    """
+
+    name: Key
+    change: str
+    items: tuple[bytes, ...] = ()
+    keys: tuple[Key, ...] = ()
+    count: int = 0
+    maxsize: int = 0
+    client: str = ""
+    number: int = 0
+    settled: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLogged(Record):
+    """Someone logged an event, given as pickled time and message.
+
+    Parameters
+    ----------
+    topics
+        Under which it was logged.
+    event
+        What was logged.
+    count
+        How many events this stands for: itself, and those before it that are no longer kept.
+    client, number, settled
+        As in `QueueChanged`.
+    """
+
+    topics: tuple[Key, ...]
+    event: bytes
+    count: int = 1
+    client: str = ""
+    number: int = 0
+    settled: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallAnswered(Record):
+    """A call counted and was handed the pickled `items`; where nothing else says so any more, as in a snapshot."""
+
+    client: str
+    number: int
+    settled: int
+    items: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +400,9 @@ class SnapshotTaken(Record):
     end_chain: int
 
 
+#: What `SharedChanged` may be about. A newer release may know more.
+SHARED_KINDS: Final = frozenset({"variable", "event", "semaphore", "lease", "dataset", "metadata", "multi-lock"})
+
 #: Type numbers on disk. They are for ever: add at the end, never renumber, never use one again.
 REGISTRY: Final[Mapping[int, type[Record]]] = {
     1: EpochStarted,
@@ -356,6 +425,9 @@ REGISTRY: Final[Mapping[int, type[Record]]] = {
     18: ClusterClosed,
     19: ActorsMade,
     20: SharedChanged,
+    21: QueueChanged,
+    22: EventLogged,
+    23: CallAnswered,
     24: SnapshotBegun,
     25: SnapshotTasks,
     26: SnapshotLinks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from typing import Any, Final
 
 from dask_resilience.journal.records import Record
@@ -15,7 +15,8 @@ _SHOWN_CHARACTERS: Final = 48
 def render_record(record: Record) -> str:
     """Render a record as one readable line.
 
-    Keys are shortened in the middle, only the first few of many are shown, and of raw data only the size.
+    Keys are shortened in the middle, only the first few of many are shown, and of raw data only the size. A field that
+    has its default says nothing and is left out.
 
     Parameters
     ----------
@@ -31,8 +32,14 @@ def render_record(record: Record) -> str:
     shown = [
         f"{each.name}={_field(str(each.type), getattr(record, each.name))}"
         for each in fields(record)  # type: ignore[arg-type]  # every record is a dataclass
+        if not _is_default(each, getattr(record, each.name))
     ]
     return " ".join([type(record).__name__, *shown])
+
+
+def _is_default(each: Field[Any], value: Any) -> bool:
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    return default is not MISSING and bool(value == default)
 
 
 def _field(annotation: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from distributed.scheduler import Scheduler
 
 from dask_resilience._distributed import scheduler_adopt
 from dask_resilience._distributed.scheduler_clients import Clients, Joining
+from dask_resilience._distributed.scheduler_queues import QUEUE_MESSAGES
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_tap import Tap, record_of
 from dask_resilience._distributed.scheduler_workers import Workers
@@ -38,7 +39,7 @@ class Recovery:
     workers, clients
         The members, attached.
     owners
-        Whoever holds keys and is no client: variables and published datasets.
+        Whoever holds keys and is no client: variables, queues and published datasets.
     epoch
         Number of the reign that begins.
     terms
@@ -119,15 +120,23 @@ class Recovery:
                     self._apply_unacked(client, dict(sent))
                 self._clients.restate(client, joining.wants)
             heard |= unheard
-        # Owners that did not come back, such as queues, would never let go.
+        # Owners that did not come back would never let go.
         known = {*self._replay.clients, *self._scheduler.clients}
         for client in known - {*heard, *self._owners, "fire-and-forget"}:
+            if client not in self._scheduler.clients:
+                # It wanted nothing, but would be waited for again.
+                self._tap.ledger.record(records.ClientLeft(client=client))
+                self._tap.ledger.forget_client(client)
             self._clients.forget(client)
 
     def _apply_unacked(self, client: str, msg: dict[str, Any]) -> None:
         seq = msg["seq"]
         if self._tap.ledger.seen(client, seq):
             self._tap.ledger.ack_again(client, seq)
+            return
+        if msg["op"] in QUEUE_MESSAGES:
+            # The queues are there already, and record what becomes of them.
+            self._scheduler.stream_handlers[msg.pop("op")](**{"client": client, **msg})
             return
         record = record_of(client, msg)
         self._tap.ledger.record(record, client=client, seq=seq)

@@ -26,9 +26,12 @@ from dask_resilience._distributed.refusal import end_process, owns_process, refu
 from dask_resilience._distributed.scheduler_clients import Clients
 from dask_resilience._distributed.scheduler_gate import Gate, listening_port
 from dask_resilience._distributed.scheduler_ledger import Ledger
+from dask_resilience._distributed.scheduler_once import Once
+from dask_resilience._distributed.scheduler_queues import Queues
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_topics import Topics
 from dask_resilience._distributed.scheduler_workers import Workers
 from dask_resilience.errors import Fenced, NotRecovered, StoreError
 from dask_resilience.failover.barrier import BarrierTerms
@@ -92,6 +95,9 @@ class SchedulerResilience(SchedulerPlugin):
         self.gate = Gate(scheduler, self)
         self.workers = Workers(scheduler, self.gate, link_grace_seconds=settings.failover.link_grace_seconds)
         self.shared = Shared(scheduler)
+        self.once = Once()
+        self.queues = Queues(scheduler, self.once)
+        self.topics = Topics(scheduler, self.once)
         self.clients = Clients(scheduler, self.gate, grace_seconds=settings.failover.client_grace_seconds)
         self.tap: Tap | None = None
         self.snapshots: Snapshots | None = None
@@ -159,6 +165,9 @@ class SchedulerResilience(SchedulerPlugin):
         failpoint("recovery.after-replay")
         self._begin_journal()
         self.shared.restore(self.replay.shared)
+        self.once.restore(self.replay.calls)
+        self.queues.restore(self.replay.queues)
+        self.topics.restore(self.replay.topics)
         tap = self._attach()
         self.recovered = {
             "seconds_to_rule": round(ruled - started, 4),
@@ -172,7 +181,7 @@ class SchedulerResilience(SchedulerPlugin):
             tap=tap,
             workers=self.workers,
             clients=self.clients,
-            owners=frozenset(self.shared.owners()),
+            owners=frozenset([*self.shared.owners(), *self.queues.owners()]),
             epoch=self.epoch,
             terms=BarrierTerms(
                 worker_grace_seconds=self.settings.failover.grace_seconds,
@@ -283,6 +292,8 @@ class SchedulerResilience(SchedulerPlugin):
         self.workers.attach(self.tap)
         self.clients.attach(self.tap.ledger)
         self.shared.attach(self.tap.ledger)
+        self.queues.attach(self.tap.ledger)
+        self.topics.attach(self.tap.ledger)
         self.gate.attach()
         self.scheduler.add_plugin(self, name=self.name, idempotent=True)
         return self.tap
@@ -328,6 +339,22 @@ class SchedulerResilience(SchedulerPlugin):
         self._begin_snapshots()
         self.scheduler.log_event(TOPIC, {"action": "serving", "epoch": self.epoch, **self.recovered})
         logger.info("Epoch %d serves: %s", self.epoch, self.recovered)
+        retiring = [ws for ws in self.scheduler.workers.values() if ws.status == Status.closing_gracefully]
+        if retiring:
+            self._retiring = asyncio.create_task(self._retire(retiring), name="resilience-retire")
+
+    async def _retire(self, workers: list[Any]) -> None:
+        """Go on retiring workers where the scheduler before was cut off: nobody else would end it."""
+        logger.info("Going on to retire %s", [ws.address for ws in workers])
+        for ws in workers:
+            # Where it cannot be retired, because nobody could take its data, it goes on as it was.
+            self.scheduler.handle_worker_status_change("running", ws, "resilience-retire")
+        try:
+            await self.scheduler.retire_workers(
+                workers=[ws.address for ws in workers], close_workers=True, stimulus_id="resilience-retire"
+            )
+        except Exception:
+            logger.exception("Could not go on to retire workers")
 
     def _begin_snapshots(self) -> None:
         after_bytes, writer, store = self.settings.snapshot.after_bytes, self.writer, self._store
@@ -363,6 +390,7 @@ class SchedulerResilience(SchedulerPlugin):
     async def before_close(self) -> None:
         """A clean end: the next start is empty."""
         self._stopping.set()
+        self._end_waits()
         if self.phase == "stopped":
             return
         self.phase = "stopped"
@@ -371,6 +399,10 @@ class SchedulerResilience(SchedulerPlugin):
             self.tap.ledger.detach()
             await self.clients.say_goodbye()
         await self.let_go()
+
+    def _end_waits(self) -> None:
+        self.once.close()
+        self.shared.multi_locks.close()
 
     async def let_go(self) -> None:
         """End the journal, give the lease back, and keep nothing open: this process may live on."""
@@ -439,6 +471,7 @@ class SchedulerResilience(SchedulerPlugin):
         self._rebuilding.close()
         if self._taking_snapshots is not None:
             self._taking_snapshots.cancel()
+        self._end_waits()
         if self.tap is not None:
             self.tap.ledger.detach()
         for stream in [*self.scheduler.stream_comms.values(), *self.scheduler.client_comms.values()]:

@@ -1,4 +1,4 @@
-"""What is shared by name is there after a failover: variables, events, locks, semaphores, datasets and metadata."""
+"""What is shared by name is there after a failover: variables, events, all kinds of locks, datasets and metadata."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import threading
 import time
 
 import pytest
-from distributed import Event, Lock, Semaphore, Variable, wait
-from support import fail_over, until, validate
+from distributed import Event, Lock, MultiLock, Semaphore, Variable, wait
+from support import all_durable, fail_over, until, validate
+
+
+def variables_of(client):
+    return client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.extensions["variables"].variables))
 
 
 def test_variables(cluster, client):
@@ -21,6 +25,9 @@ def test_variables(cluster, client):
     wait(future)
     del future
     until(lambda: not client.futures)
+    # Nobody answers a deletion.
+    until(lambda: "gone" not in variables_of(client))
+    all_durable(client)
     fail_over(cluster, client)
     assert plain.get(timeout=10) == {"a": 2}
     assert held.get(timeout=10).result(timeout=10) == 41
@@ -104,3 +111,51 @@ def test_metadata(cluster, client):
     client.set_metadata(["run", "ended"], None)
     fail_over(cluster, client)
     assert client.get_metadata("run") == {"started": 1, "ended": None}
+
+
+def test_who_holds_multi_locks_holds_them_on(cluster, client):
+    held, wanted, other = (MultiLock(names, client) for names in (["a", "b"], ["b", "c"], ["c"]))
+    assert held.acquire(timeout=5)
+    got = threading.Event()
+
+    def wait_for_it():
+        assert wanted.acquire()
+        got.set()
+
+    waiting = threading.Thread(target=wait_for_it)
+    waiting.start()
+    for _ in range(2):
+        fail_over(cluster, client)
+        assert not MultiLock(["a"], client).acquire(timeout=0.2)
+        assert not got.is_set()
+    held.release()
+    waiting.join(timeout=20)
+    assert got.is_set()
+    fail_over(cluster, client)
+    assert not other.acquire(timeout=0.2)
+    assert MultiLock(["a"], client).acquire(timeout=5)
+    wanted.release()
+    again = MultiLock(["b", "c"], client)
+    assert again.acquire(timeout=5)
+    with pytest.raises(KeyError):
+        client.sync(client.scheduler.multi_lock_release, id=wanted.id)
+
+
+def test_tasks_that_lock_several_things_go_on_taking_turns(cluster, client, tmp_path):
+    path = str(tmp_path / "inside")
+
+    def take_a_turn(number):
+        with MultiLock(["left", "right"]):
+            with open(path, "x"):  # noqa: PTH123 - it fails where two are inside
+                time.sleep(0.4)
+            import os
+
+            os.unlink(path)  # noqa: PTH108
+        return number
+
+    turns = client.map(take_a_turn, range(6), pure=False)
+    until(lambda: sum(turn.done() for turn in turns) == 1)
+    fail_over(cluster, client)
+    assert client.gather(turns) == list(range(6))
+    until(lambda: not client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.extensions["multi_locks"].requests))
+    validate(client)

@@ -6,9 +6,12 @@ from hypothesis import given
 from dask_resilience.journal.records import (
     DataScattered,
     EpochStarted,
+    EventLogged,
     GraphSubmitted,
     KeysReleased,
     PluginRegistered,
+    QueueChanged,
+    SharedChanged,
     TaskErred,
 )
 from dask_resilience.journal.render import render_record
@@ -36,6 +39,18 @@ from tests.strategies import any_record
         (
             KeysReleased(client="c", keys=("x" * 100,)),
             f"KeysReleased client='c' keys=['{'x' * 22}…{'x' * 23}']",
+        ),
+        (
+            QueueChanged(name="q", change="put", items=(b"a secret",), client="c", number=2, settled=2),
+            "QueueChanged name='q' change='put' items=<1 buffers, 8 B> client='c' number=2 settled=2",
+        ),
+        (
+            SharedChanged(kind="variable", name="token", value=b"a secret"),
+            "SharedChanged kind='variable' name='token' value=<8 B>",
+        ),
+        (
+            EventLogged(topics=("t",), event=b"a secret"),
+            "EventLogged topics=['t'] event=<8 B>",
         ),
         (
             EpochStarted(epoch=2, cluster="c", holder="h", versions={}, sealed=(1, 0, 77, 5)),

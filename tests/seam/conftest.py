@@ -10,8 +10,11 @@ from distributed import Scheduler
 from dask_resilience._distributed.scheduler_clients import Clients
 from dask_resilience._distributed.scheduler_gate import Gate
 from dask_resilience._distributed.scheduler_ledger import Ledger
+from dask_resilience._distributed.scheduler_once import Once
+from dask_resilience._distributed.scheduler_queues import Queues
 from dask_resilience._distributed.scheduler_shared import Shared
 from dask_resilience._distributed.scheduler_tap import Tap
+from dask_resilience._distributed.scheduler_topics import Topics
 from dask_resilience._distributed.scheduler_workers import Workers
 from dask_resilience._distributed.task_notes import TaskNotes
 
@@ -84,6 +87,11 @@ class Seat:
         self.workers.attach(self.tap)
         self.clients.attach(self.ledger)
         Shared(scheduler).attach(self.ledger)
+        self.once = Once()
+        self.queues = Queues(scheduler, self.once)
+        self.queues.attach(self.ledger)
+        self.topics = Topics(scheduler, self.once)
+        self.topics.attach(self.ledger)
         self.gate.attach()
         self.gate.serving.set()
         scheduler.client_comms["c"] = self.stream

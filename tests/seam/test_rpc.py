@@ -9,16 +9,18 @@ import pytest
 from distributed.comm import CommClosedError
 from distributed.core import Server
 
-from dask_resilience._distributed.rpc import NOT_REPEATABLE, FollowingRPC
+from dask_resilience._distributed.client_calls import Numbers
+from dask_resilience._distributed.rpc import COUNTED, NOT_REPEATABLE, FollowingRPC
 from dask_resilience.errors import CallInterrupted
 
 
 class Link:
     """A member that is connected, always to the same address."""
 
-    def __init__(self, address):
+    def __init__(self, address, numbers=None):
         self.address = address
         self.suspected = 0
+        self.numbers = numbers
 
     async def up(self):
         """It is."""
@@ -28,7 +30,7 @@ class Link:
 
 
 @asynccontextmanager
-async def serving(breaks=0):
+async def serving(breaks=0, numbers=None):
     """A server whose calls break their link so many times, and then answer; and a caller that follows it."""
     calls = []
 
@@ -42,9 +44,14 @@ async def serving(breaks=0):
         calls.append(kwargs)
         raise FileNotFoundError("its configuration")
 
-    async with Server({**dict.fromkeys([*NOT_REPEATABLE, "who_has", "terminate"], call), "refuse": refuse}) as server:
+    async with Server(
+        {
+            **dict.fromkeys([*NOT_REPEATABLE, *COUNTED, "who_has", "terminate", "multi_lock_acquire"], call),
+            "refuse": refuse,
+        }
+    ) as server:
         await server.listen("tcp://127.0.0.1:0")
-        yield FollowingRPC(server.rpc, Link(server.address)), calls
+        yield FollowingRPC(server.rpc, Link(server.address, numbers)), calls
 
 
 def run(main):
@@ -87,5 +94,37 @@ def test_an_error_of_the_handler_is_an_answer_whatever_its_type():
             with pytest.raises(FileNotFoundError, match="its configuration"):
                 await rpc.refuse()
             assert len(calls) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("op", sorted(COUNTED))
+def test_a_call_that_counts_once_has_the_same_number_each_time(op):
+    async def main():
+        async with serving(breaks=1, numbers=Numbers("c")) as (rpc, calls):
+            await getattr(rpc, op)(name="q")
+            await rpc.who_has(key="x")
+            await getattr(rpc, op)(name="q")
+            requests = [call.get("request") for call in calls]
+            assert requests == [("c", 1, 1), ("c", 1, 1), None, ("c", 2, 2)]
+
+    run(main)
+
+
+def test_a_scheduler_that_would_not_know_numbers_is_told_none():
+    async def main():
+        async with serving(breaks=1) as (rpc, calls):
+            await rpc.queue_put(name="q")
+            await rpc.multi_lock_acquire(id="u")
+            assert calls == [{"name": "q"}] * 2 + [{"id": "u"}]
+
+    run(main)
+
+
+def test_a_call_for_a_lock_says_when_it_is_made_again():
+    async def main():
+        async with serving(breaks=1, numbers=Numbers("c")) as (rpc, calls):
+            await rpc.multi_lock_acquire(id="u")
+            assert calls == [{"id": "u"}, {"id": "u", "again": True}]
 
     run(main)
