@@ -28,6 +28,9 @@ from dask_resilience.types import Address
 
 logger = logging.getLogger("distributed.resilience")
 
+#: Name of the worker plugin by which `install` makes workers resilient.
+_INSTALLED = "resilience-install"
+
 
 class Workers:
     """Registration of workers on one scheduler.
@@ -61,6 +64,7 @@ class Workers:
         #: The connection of each worker's present registration.
         self._entered: dict[Address, Comm] = {}
         self._processing_before: dict[Address, list[Any]] = {}
+        self._told_of_stock = False
 
     def attach(self, tap: Tap) -> None:
         """Hang in front of the scheduler's handlers."""
@@ -92,6 +96,8 @@ class Workers:
                 return Status.dont_reply
             if packed:
                 self.links.returning.add(address)
+            else:
+                self._tell_of_stock(address)
             self._entered[address] = comm
             try:
                 return await stock(comm, address=address, extra=extra, **kwargs)
@@ -108,6 +114,17 @@ class Workers:
                 self._settled(address)
 
         return register_worker
+
+    def _tell_of_stock(self, address: Address) -> None:
+        """Once: it is the same for all workers that were started in the same way."""
+        # With `install` a worker is a stock one until its plugins are set up.
+        if not self._told_of_stock and _INSTALLED not in self.scheduler.worker_plugins:
+            self._told_of_stock = True
+            logger.warning(
+                "Worker %s was started without the preload: what it holds and runs is lost when this scheduler dies. "
+                "Start workers with --preload dask_resilience.preload, or set distributed.worker.preload",
+                address,
+            )
 
     async def _worker_may_enter(self, comm: Comm, address: Address, held: Holdings, info: dict[str, Any]) -> bool:
         if held.epoch > self.gate.reign.epoch and held.cluster == self.gate.reign.cluster:

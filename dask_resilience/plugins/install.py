@@ -11,10 +11,10 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from dask_resilience._distributed.pinned import check_supported
 
 _ONLY_BY_PRELOAD = (
-    "dask_resilience.install covers what is submitted from now on. Graphs, futures, scattered data and plugins from "
-    "before are not in the journal and end with this scheduler, and its replacement has to be started with "
-    "`dask scheduler --preload dask_resilience.preload` on the store {store}. Start the scheduler with the preload to "
-    "have everything from the beginning, a standby, and the readiness route."
+    "dask_resilience.install covers what is submitted from now on. Graphs, futures, scattered data, plugins, and what "
+    "is shared by name (variables, queues, locks) from before are not in the journal and end with this scheduler, and "
+    "its replacement has to be started with `dask scheduler --preload dask_resilience.preload` on the store {store}. "
+    "Start the scheduler with the preload to have everything from the beginning, a standby, and the readiness route."
 )
 
 

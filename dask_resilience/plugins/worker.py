@@ -28,9 +28,7 @@ def setup_worker(worker: Worker) -> WorkerLink:
     UnsupportedDask, ConfigError, StoreError
         If this Dask, the configuration or the store's URL is not understood.
     """
-    check_supported()
-    settings = Settings.load()
-    check_url(settings.store)
+    settings = _checked_settings()
     link = WorkerLink(
         worker,
         store_url=settings.store,
@@ -55,9 +53,7 @@ def setup_nanny(nanny: Nanny) -> NannyLink:
     UnsupportedDask, ConfigError, StoreError
         If this Dask, the configuration or the store's URL is not understood.
     """
-    check_supported()
-    settings = Settings.load()
-    check_url(settings.store)
+    settings = _checked_settings()
     link = NannyLink(
         nanny,
         store_url=settings.store,
@@ -66,3 +62,10 @@ def setup_nanny(nanny: Nanny) -> NannyLink:
     )
     link.attach()
     return link
+
+
+def _checked_settings() -> Settings:
+    check_supported()
+    settings = Settings.load()
+    check_url(settings.store)
+    return settings

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 from dask_resilience.failover.lease_record import HolderIdentity, HostFacts
@@ -23,8 +23,12 @@ from dask_resilience.sim.store import Disk, StoreTerms, StoreView
 from dask_resilience.sim.strand import Strand
 from dask_resilience.sim.virtual import VirtualThreading, VirtualTime
 from dask_resilience.sim.worker import Worker
-from dask_resilience.storage import journal_writer, leadership, lease_driver, takeover
+from dask_resilience.storage import journal_writer, leadership, lease_driver, retention, snapshots, takeover
 from dask_resilience.types import Address
+
+
+#: Longer than a takeover takes, with all of its graces.
+_SETTLING_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class Terms:
         After how much a segment of the journal is full.
     durable
         Probability that a result gets a durable copy.
+    snapshot_seconds
+        How often a scheduler has a snapshot taken; None for never.
     """
 
     gentle: bool
@@ -61,6 +67,7 @@ class Terms:
     ttl_seconds: float = 4.0
     segment_bytes: int = 2000
     durable: float = 0.1
+    snapshot_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +114,7 @@ class Cluster:
         self.terms = Terms(
             gentle=seed % 2 == 0, schedulers=rng.randint(1, 3), workers=rng.randint(1, 4), clients=rng.randint(1, 3),
             faults=rng.randint(1, 8), segment_bytes=rng.choice((600, 2000, 1 << 20)),
+            snapshot_seconds=rng.choice((None, 1.0, 4.0)),
         )  # fmt: skip
         self.history = History(gentle=self.terms.gentle)
         self.time = VirtualTime(loop)
@@ -118,6 +126,8 @@ class Cluster:
         self._scheduler_numbers = iter(range(1, 1_000_000))
         self._schedulers: dict[int, Scheduler] = {}
         self._numbers: dict[Process, int] = {}
+        #: Processes that schedulers started.
+        self._helpers: dict[Process, None] = {}
         self._workers: dict[Address, Worker] = {}
         self._clients: dict[str, Client] = {}
         #: Frees that were sent and have not arrived: (worker, key).
@@ -152,6 +162,8 @@ class Cluster:
             self._clients[name] = Client(self, process, operations=self.loop.rng.randint(5, 25))
         self.loop.run(until_seconds=self.terms.busy_seconds)
         self._calm_down()
+        # Whoever thinks that all is well may yet hear that it is not.
+        self.loop.run(until_seconds=self.loop.now_seconds + _SETTLING_SECONDS)
         while not self._quiet() and self.loop.now_seconds < self.terms.busy_seconds + self.terms.calm_seconds:
             self.loop.run(until_seconds=self.loop.now_seconds + 5.0)
         self._look_at_the_end()
@@ -159,7 +171,7 @@ class Cluster:
     def _end_all(self) -> None:
         """Unwind every strand: nothing of this run outlives it."""
         self._over = True
-        for process in [scheduler.process for scheduler in self._schedulers.values()]:
+        for process in [*(scheduler.process for scheduler in self._schedulers.values()), *self._helpers]:
             process.kill()
         self.loop.run(until_seconds=self.loop.now_seconds)
 
@@ -176,6 +188,8 @@ class Cluster:
                 (lease_driver, "look_up", self._look_up),
                 (leadership, "threading", threads),
                 (takeover, "failpoint", self.faults.passed),
+                (snapshots, "failpoint", self.faults.passed),
+                (retention, "failpoint", self.faults.passed),
             ):
                 stack.enter_context(mock.patch.object(module, name, stand_in))
             yield
@@ -190,7 +204,7 @@ class Cluster:
 
     def view(self, process: Process) -> StoreView:
         """Give a process its view of the store. Members only read, and at once: their trouble is the network's."""
-        terms = self._store_terms if process in self._numbers else StoreTerms()
+        terms = self._store_terms if process in self._numbers or process in self._helpers else StoreTerms()
         return StoreView(self._disk, process=process, terms=terms, reaches=self.network.reaches)
 
     def _start_scheduler(self, host: str) -> None:
@@ -199,6 +213,13 @@ class Cluster:
         self._numbers[process] = number
         process.on_death.append(lambda: self._restart(number, host))
         self._schedulers[number] = Scheduler(self, process)
+
+    def start_helper(self, name: str, parent: Process) -> Process:
+        """Start a process beside another one. It outlives it for a moment, until it notices."""
+        helper = Process(self.loop, name=name, host=parent.host)
+        self._helpers[helper] = None
+        parent.on_death.append(lambda: self.loop.later(self.loop.between(0.0, 3.0), helper.kill))
+        return helper
 
     def _restart(self, number: int, host: str) -> None:
         del self._schedulers[number]
@@ -257,8 +278,9 @@ class Cluster:
         """Kill a process, or let its whole host lose what it had not synced."""
         if crash:
             # Every scheduler of the host dies with it.
-            for found in [s.process for s in self._schedulers.values() if s.process.host == process.host]:
-                found.kill()
+            for found in [*(s.process for s in self._schedulers.values()), *self._helpers]:
+                if found.host == process.host:
+                    found.kill()
             self._disk.crash(process.host)
         process.kill()
 

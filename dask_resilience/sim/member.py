@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 from dask_resilience.errors import StoreError
@@ -17,7 +18,7 @@ SILENCE_SECONDS: Final = 3.0
 SEARCH_SECONDS: Final = 0.4
 
 
-class Member:
+class Member(ABC):
     """Base of workers and clients.
 
     Parameters
@@ -74,11 +75,11 @@ class Member:
         if self.link is not None and self.link.usable_by(self):
             self.link.send(self, {"op": op, **fields}, repeatable=repeatable)
 
+    @abstractmethod
     def joining(self) -> dict[str, Any]:
         """Say what this member holds; the first message on a link."""
-        raise NotImplementedError
 
-    def left_alone(self) -> None:
+    def left_alone(self) -> None:  # noqa: B027 -- not every member has something
         """Give back what only a leader can go on with."""
 
     def _search(self) -> None:

@@ -30,9 +30,9 @@ from dask_resilience.sim.gathering import Gathering
 from dask_resilience.sim.history import Ack, Recovery
 from dask_resilience.sim.loop import Process
 from dask_resilience.sim.network import Link, Message
+from dask_resilience.sim.snapshots import Snapshots, read_all
 from dask_resilience.sim.strand import Strand
 from dask_resilience.sim.virtual import VirtualEvent
-from dask_resilience.storage.journal_reader import JournalReader
 from dask_resilience.storage.journal_writer import JournalWriter
 from dask_resilience.storage.leadership import LeaseKeeper
 from dask_resilience.storage.takeover import Leadership, rule
@@ -100,7 +100,7 @@ class Scheduler:
             stop=VirtualEvent(),  # type: ignore[arg-type]  # a stand-in
         )
         LeaseKeeper(leadership, on_lost=lambda _: self.process.kill()).start()
-        records = tuple((logged.lsn, logged.record) for logged in JournalReader(self._store).read_to(leadership.sealed))
+        records = tuple(read_all(self._store, leadership))
         self.process.later(0.0, self._replay, leadership, records)
 
     def _replay(self, leadership: Leadership, records: tuple[tuple[int, Record], ...]) -> None:
@@ -184,6 +184,7 @@ class Scheduler:
         self._engine.workers = dict.fromkeys(self.workers)
         self._engine.enact(plan)
         self.open = True
+        Snapshots(self.cluster, self.process, self._leadership, lambda: self._writer.durable_lsn)
         self._settle()
 
     # Serving.

@@ -65,11 +65,10 @@ def retain(store: ConditionalStore) -> Removed:
         store.delete(marker)
         failpoint("retention.after-marker")
         store.delete(names.data_of_snapshot(marker))
-    # What was begun and never marked: nobody writes one now.
-    markers_of_data = {names.marker_of_data(name): name for name in store.list(names.SNAPSHOT_DATA)}
-    begun = [data for marker, data in markers_of_data.items() if marker not in kept]
-    for data in begun:
-        store.delete(data)
+    for data in store.list(names.SNAPSHOT_DATA):
+        # What was begun and never marked. Behind the newest there may be those of a newer reign.
+        if names.marker_of_data(data) < kept[-1] and names.marker_of_data(data) not in kept:
+            store.delete(data)
     return Removed(segments=len(segments), snapshots=len(old))
 
 

@@ -31,6 +31,8 @@ def test_promises_hold(first):
     assert reached["plan.recompute"]
     assert reached["late worker"]
     assert reached["repeated message"]
+    assert reached["snapshot"]
+    assert reached["segment removed"]
 
 
 @pytest.mark.parametrize("seed", [4, 5, 7])

@@ -251,7 +251,8 @@ class TestRetention:
         for _ in range(6):
             ruler.append(3).settled()
         first, second, third = (snapshot_at(local, lsn, epoch=1) for lsn in (5, 10, 14))
-        (local._root / names.SNAPSHOT_DATA / "begun").write_bytes(b"x")
+        begun = names.data_of_snapshot(names.snapshot(12, 1))
+        (local._root / begun).write_bytes(b"x")
         removed = retain(local)
         assert removed.segments == second.taken.seq > first.taken.seq
         assert removed.snapshots == 1
@@ -273,6 +274,27 @@ class TestRetention:
         with pytest.raises(JournalCorrupt):
             retain(local)
         assert local.list("") == before
+
+    def test_a_scheduler_that_was_deposed_meanwhile_removes_nothing_of_its_successor(self, local, monkeypatch):
+        """It was stopped after it had looked at what counts, for as long as two snapshots of the next one took."""
+        ruler = Ruler(local, segment_bytes=200, holder=dead())
+        for _ in range(6):
+            ruler.append(3).settled()
+        for lsn in (5, 10):
+            snapshot_at(local, lsn, epoch=1)
+        listed = list_snapshots(local)
+        oldest = read_marker(local, listed[0])
+        successor = Ruler(local, segment_bytes=200)
+        successor.append(3).settled()
+        for lsn in (21, 22):
+            snapshot_at(local, lsn, epoch=2)
+        retain(local)
+        there = local.list("")
+        monkeypatch.setattr("dask_resilience.storage.retention.list_snapshots", lambda _: listed)
+        monkeypatch.setattr("dask_resilience.storage.retention.read_marker", lambda *_: oldest)
+        retain(local)
+        assert local.list("") == there
+        successor.release()
 
     def test_manifests_stay(self, local):
         for _ in range(4):
