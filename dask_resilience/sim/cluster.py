@@ -26,7 +26,6 @@ from dask_resilience.sim.worker import Worker
 from dask_resilience.storage import journal_writer, leadership, lease_driver, retention, snapshots, takeover
 from dask_resilience.types import Address
 
-
 #: Longer than a takeover takes, with all of its graces.
 _SETTLING_SECONDS: Final = 30.0
 
