@@ -31,8 +31,8 @@ lint: .venv/.stamp-lint
 	cd $(TREE) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dask_resilience
 	cd $(TREE) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
 
-bench: .venv/.stamp-demo
-	@set -e; for name in scheduler_cost failover journal_bytes commit_latency snapshots; do \
+bench: .venv/.stamp-test
+	@set -e; for name in scheduler_cost failover journal_bytes commit_latency snapshots stores; do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
 chaos: .venv/.stamp-test

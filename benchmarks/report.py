@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import snapshots
 from benchmarks._common import RESULTS
 from benchmarks.failover import GOAL_ADDED_SECONDS, GOAL_TASKS
 from benchmarks.figures import Bar, bars
@@ -17,7 +18,7 @@ from benchmarks.scheduler_cost import GOAL_ADDED_MICROSECONDS, GOAL_THROUGHPUT_R
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _GOAL_WORKERS = 2
-_NAMES = ("scheduler_cost", "failover", "journal_bytes", "commit_latency")
+_NAMES = ("scheduler_cost", "failover", "journal_bytes", "commit_latency", "snapshots", "stores")
 _KINDS = {"stock": "stock start", "cold": "cold restart", "warm": "warm replacement"}
 _SUBMISSIONS = {
     "map": "`client.map`: one message, all results wanted",
@@ -35,6 +36,8 @@ def main() -> None:
         "failover": _failover,
         "journal_bytes": _journal_bytes,
         "commit_latency": _commit_latency,
+        "snapshots": _snapshots,
+        "stores": _stores,
     }
     missing = [f"`benchmarks/{name}.py`" for name in _NAMES if name not in found]
     sections = [
@@ -104,6 +107,25 @@ def _goals(found: dict[str, Any]) -> Iterable[Sequence[str]]:
             goal = f"cold restart at {GOAL_TASKS:,} tasks within {GOAL_ADDED_SECONDS:g} s of a stock start"
             added, error = result["cold_added_seconds"], result["cold_added_error_seconds"]
             yield goal, f"{added:+.2f} ± {error:.2f} s", _verdict(GOAL_ADDED_SECONDS - added, error)
+    largest = found["snapshots"]["results"]["sizes"][-1]
+    tasks, pace = f"{largest['tasks']:,} tasks", largest["load_tasks_per_second"]
+    goal = f"at least {snapshots.GOAL_LOAD_TASKS_PER_SECOND:,} tasks a second read from a snapshot"
+    yield goal, f"{pace:,.0f}", _verdict(pace - snapshots.GOAL_LOAD_TASKS_PER_SECOND, 0)
+    for goal, most, measured in (
+        (f"{tasks}: snapshot written and read back within", snapshots.GOAL_SNAPSHOT_SECONDS, largest["write_seconds"]),
+        (f"{tasks}: state read from a snapshot within", snapshots.GOAL_RECOVERY_SECONDS, largest["load_seconds"]),
+    ):
+        yield f"{goal} {most:g} s", f"{measured:.1f} s", _verdict(most - measured, 0)
+    ratio, most = largest["snapshot_memory_ratio"], snapshots.GOAL_MEMORY_RATIO
+    yield (
+        f"{tasks}: memory of a snapshot's process at most {most:g} of the state",
+        f"{ratio:.2f}",
+        _verdict(most - ratio, 0),
+    )
+    late = found["snapshots"]["results"]["lag"]
+    goal = f"the event loop never {1e3 * snapshots.GOAL_LAG_SECONDS:g} ms late while a snapshot is taken"
+    worst = f"{1e3 * late['while_taking']['max']:.0f} ms; without one {1e3 * late['without']['max']:.0f} ms"
+    yield goal, worst, _verdict(snapshots.GOAL_LAG_SECONDS - late["while_taking"]["max"], 0)
 
 
 def _verdict(margin: float, error: float) -> str:
@@ -191,6 +213,81 @@ def _commit_latency(content: dict[str, Any]) -> str:
     trip_rows = [(names[side], *(f"{trips[side][part]:.1f}" for part in ("p50", "p99"))) for side in names]
     told = "\nA client's round trips:\n\n" + _table(("from submission to", "p50 ms", "p99 ms"), trip_rows)
     return about + "\n" + _table(header, rows) + told
+
+
+def _snapshots(content: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"{each['tasks']:,}",
+            f"{each['journal_bytes'] / each['tasks']:.0f}",
+            f"{each['snapshot_bytes'] / each['tasks']:.0f}",
+            *(f"{each[name]:.2f}" for name in ("replay_seconds", "write_seconds", "load_seconds")),
+            f"{each['load_tasks_per_second']:,.0f}",
+            f"{each['snapshot_memory_ratio']:.2f}",
+        )
+        for each in content["results"]["sizes"]
+    ]
+    late = content["results"]["lag"]
+    late_rows = [
+        (name, *(f"{1e3 * late[kind][part]:.1f}" for part in ("p50", "p99", "max")))
+        for kind, name in (("without", "without"), ("while_taking", "while one is taken"))
+    ]
+    about = (
+        "\n## What snapshots take, and what they save\n\n"
+        "Graphs of 10,000 small tasks that are all still wanted. *Replay* builds the scheduler's state from the "
+        "journal, *load* from a snapshot of it; *write* is the snapshot itself, read back. The last column is the peak "
+        "memory of the process that takes it, by that of one which only loads the same state.\n"
+    )
+    columns = "tasks", "journal B a task", "snapshot B a task", "replay s", "write s", "load s"
+    header = (*columns, "loaded tasks a second", "memory")
+    told = f"\nHow late the event loop of a scheduler with {late['tasks']:,} tasks is:\n\n"
+    return about + "\n" + _table(header, rows) + told + _table(("snapshot", "median ms", "p99 ms", "max ms"), late_rows)
+
+
+def _stores(content: dict[str, Any]) -> str:
+    results = content["results"]
+    commits = [
+        (
+            name,
+            f"{1e3 * each['p50']:.1f}",
+            f"{1e3 * each['p99']:.1f}",
+            f"{sum(each['requests'].values()):.1f}" if each["requests"] else "",
+            f"{each['bytes']:.0f}",
+        )
+        for name, each in results["commits"].items()
+    ]
+    days = [
+        (
+            f"`{day['scheme']}://`",
+            f"{1e3 * day['interval']:.0f} ms",
+            f"{day['requests']:,.0f}",
+            f"{day['dollars']:.2f}",
+            f"{day['quiet_dollars']:.2f}",
+        )
+        for day in results["days"]
+    ]
+    paces = [
+        (name, f"{each['median']:,.0f} ± {each['error']:.0f}", f"{each['ratio']:.2f}")
+        for name, each in results["throughput"].items()
+    ]
+    about = (
+        "\n## The journal on other stores\n\nServers on the same host: this shows what the journal asks of a store, "
+        "not how far a cloud is. Single commits of 1 kB, from append to ack:\n"
+    )
+    prices = (
+        "\nA day with a commit each interval, at list prices, and one without submissions, which only renews the "
+        "lease:\n\n"
+    )
+    pace = "\nTasks a second of `client.map`, where server, scheduler, worker and client share the cores:\n\n"
+    return (
+        about
+        + "\n"
+        + _table(("store", "p50 ms", "p99 ms", "requests", "bytes"), commits)
+        + prices
+        + _table(("store", "interval", "requests a day", "dollars a day", "quiet, dollars"), days)
+        + pace
+        + _table(("journal on", "tasks a second", "of stock"), paces)
+    )
 
 
 def _where(name: str, content: dict[str, Any]) -> Sequence[str]:
