@@ -21,6 +21,7 @@ from typing import Any
 
 import dask.config
 import distributed
+from dask.typing import no_default
 from dask.utils import parse_timedelta
 from distributed.batched import BatchedSend
 from distributed.client import futures_of
@@ -48,8 +49,10 @@ _DURABLE_OPS = frozenset(
 _RESTATED_OPS = frozenset({"client-releases-keys", "subscribe-topic", "unsubscribe-topic"})
 #: Answers of the scheduler to a join that has to wait for its recovery.
 _JOIN_ANSWER_SECONDS = 600.0
+#: The status of a client that works, or looks for its scheduler.
+_OPEN = ("running", "connecting")
 #: How long closing waits for the acks of what was just submitted.
-_CLOSE_DRAIN_SECONDS = 2.0
+_CLOSE_DRAIN_SECONDS = 5.0
 
 
 class ClientLink:
@@ -304,7 +307,7 @@ class ResilientClient(distributed.Client):
 
     async def _update_scheduler_info(self, n_workers: int = 0) -> None:
         """As stock, but never waits for a scheduler that is gone: reconnecting calls it too."""
-        if self.status not in ("running", "connecting") or self._compass is None:
+        if self.status not in _OPEN or self._compass is None:
             return
         try:
             identity = await call_once(
@@ -370,7 +373,7 @@ class ResilientClient(distributed.Client):
 
     async def _watch_leader(self) -> None:
         """A stopped scheduler keeps its sockets open: only the leader record tells that it was replaced."""
-        while self.status in ("running", "connecting"):
+        while self.status in _OPEN:
             await asyncio.sleep(self._poll_seconds)
             if self.status == "running" and self._compass is not None and await self._compass.overtaken():
                 comm = self.scheduler_comm.comm if self.scheduler_comm else None
@@ -454,8 +457,23 @@ class ResilientClient(distributed.Client):
             self._topics[topic] = event[0]
         await super()._handle_event(topic, event)
 
+    def close(self, timeout: Any = no_default) -> Any:
+        """Close this client, as Dask does, after what it just submitted is durable, or after a few seconds."""
+        # Dask's own `close` says that it closes before `_close` is called, and then nothing is sent again.
+        if self.status in _OPEN:
+            if self.asynchronous:
+                return self._drain_and_close(timeout)
+            if not self._is_finalizing():
+                # On the loop: what was just submitted is on its way there.
+                self.sync(self._drain)
+        return super().close(timeout)
+
+    async def _drain_and_close(self, timeout: Any) -> None:
+        await self._drain()
+        await super().close(timeout)
+
     async def _close(self, fast: bool = False) -> None:
-        if not fast and self.status == "running":
+        if not fast and self.status in _OPEN:
             await self._drain()
         if self._watching is not None and self._watching is not asyncio.current_task():
             self._watching.cancel()
@@ -467,8 +485,10 @@ class ResilientClient(distributed.Client):
     async def _drain(self) -> None:
         """Wait briefly for acks: a graph that was fired and forgotten right before the exit should be durable."""
         deadline = monotonic() + _CLOSE_DRAIN_SECONDS
-        while self._outbox and monotonic() < deadline and self.status == "running":  # noqa: ASYNC110 - rare and brief
+        while self._outbox and monotonic() < deadline and self.status in _OPEN:  # noqa: ASYNC110 - rare and brief
             await asyncio.sleep(0.01)
+        if self._outbox:
+            logger.warning("Closing although no scheduler has acked the last %d messages", len(self._outbox))
 
 
 def client_for_worker(worker: Any, timeout: float | None) -> Any:

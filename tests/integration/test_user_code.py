@@ -280,6 +280,32 @@ def test_what_is_fired_and_forgotten_runs_once(cluster, client, run_log, gate):
     run_log.assert_each_once(range(16))
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_was_fired_right_before_the_client_closed_runs_although_nobody_ruled(
+    make_cluster, run_log, monkeypatch, asynchronous
+):
+    monkeypatch.setattr("dask_resilience._distributed.client_link._CLOSE_DRAIN_SECONDS", 60.0)
+    cluster = make_cluster(n_workers=1)
+    run = run_log.task()
+
+    async def in_a_loop():
+        client = await Client(cluster.address, asynchronous=True)
+        cluster.kill_scheduler()
+        fire_and_forget(client.submit(run, 1, pure=False))
+        cluster.restart_scheduler()
+        await client.close()
+
+    if asynchronous:
+        asyncio.run(in_a_loop())
+    else:
+        client = Client(cluster.address)
+        cluster.kill_scheduler()
+        fire_and_forget(client.submit(run, 1, pure=False))
+        cluster.restart_scheduler()
+        client.close()
+    until(lambda: run_log.counts() == {"1": 1}, what="the task ran although its client is gone")
+
+
 def test_what_was_fired_and_ends_while_nobody_rules_runs_once(cluster, client, run_log, gate):
     root = client.submit(run_log.task(gate=gate), 0, pure=False)
     heirs = client.map(run_log.task(), range(1, 4), [root] * 3, pure=False)
