@@ -5,13 +5,16 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 TREE := build/tree
+# The oldest release that is supported, beside the newest, which .venv has.
+OLD_DASK := 2026.7.1
 
-.PHONY: help demo test lint bench chaos wheel clean
+.PHONY: help demo test test-old old-dask lint bench chaos wheel clean
 
 help:
 	@echo "make demo    a cluster whose scheduler is killed and which goes on"
 	@echo "             ARGS=\"--store s3://bucket/prefix\" or gs://: with its journal there"
 	@echo "make test    unit, integration and short chaos tests, with coverage over all processes"
+	@echo "make test-old  contract, seam and integration tests on the oldest distributed that is supported"
 	@echo "make lint    ruff, mypy --strict, layers"
 	@echo "make bench   each benchmark beside stock Dask"
 	@echo "make chaos   random faults with an oracle, minutes long"
@@ -23,6 +26,13 @@ demo: .venv/.stamp-demo $(if $(findstring s3://,$(ARGS)),.venv/.stamp-store-s3) 
 
 test: .venv/.stamp-test
 	$(BIN)/python .ci/measured_tests.py $(ARGS)
+
+test-old: .venv-old/.stamp
+	.venv-old/bin/python -c "import distributed; assert distributed.__version__ == '$(OLD_DASK)', distributed.__version__"
+	.venv-old/bin/python -m pytest -n 2 --dist loadfile tests/contract tests/seam tests/integration $(ARGS)
+
+old-dask:
+	@echo $(OLD_DASK)
 
 lint: .venv/.stamp-lint
 	$(BIN)/ruff check .
@@ -55,6 +65,13 @@ clean:
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) found; install Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "make: $(PYTHON) is Python %d.%d, this project needs 3.11 or newer; set PYTHON=" % v[:2])'
 	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv-old/.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-old
+	@echo '*' >.venv-old/.gitignore
+	.venv-old/bin/python -m pip install --quiet --disable-pip-version-check \
+		"dask==$(OLD_DASK)" "distributed==$(OLD_DASK)" --editable ".[demo,test]"
 	@touch $@
 
 .venv/.stamp-demo: .venv/.stamp-made pyproject.toml

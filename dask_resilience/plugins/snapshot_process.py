@@ -131,7 +131,7 @@ def _while_wanted(state: Iterator[Record]) -> Iterator[Record]:
 
 
 async def _main(url: str, lsn: int, epoch: int) -> dict[str, Any]:
-    store = open_store(url, existing=True, storage_options=Settings.load().storage_options)
+    store = open_store(url, storage_options=Settings.load().storage_options)
     try:
         return await take_snapshot(store, lsn=lsn, epoch=epoch)
     finally:

@@ -21,6 +21,8 @@ QUICK = {
     "DASK_RESILIENCE__FAILOVER__LEASE_TTL": "2s",
     "DASK_RESILIENCE__LEADER_POLL": "200ms",
 }
+#: Dask's memory manager removes copies in a while.
+KEEP_COPIES = {"DASK_DISTRIBUTED__SCHEDULER__ACTIVE_MEMORY_MANAGER__START": "False"}
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def make_cluster(tmp_path):
 def lasting_cluster(tmp_path_factory):
     """A cluster as below for a whole module: it and its journal grow old over the tests."""
     # Its schedulers are replaced in one test and serve in the next, so they do not count as left behind.
-    lasting = {"RESILIENCE_TEST_RUN": uuid.uuid4().hex}
+    lasting = {"RESILIENCE_TEST_RUN": uuid.uuid4().hex, **KEEP_COPIES}
     cluster = Cluster(
         n_workers=2, resilient=True, directory=tmp_path_factory.mktemp("cluster"), environment={**QUICK, **lasting}
     )
