@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = {
-    "unit": ["-n", "2", "--dist", "loadfile"],
+    "unit": ["-n", "2", "--dist", "worksteal"],
     # Clusters share nothing but the machine, and no test asks how fast it is; a file may keep one for all its tests.
     "integration": ["-n", "2", "--dist", "loadfile"],
     "chaos": [],

@@ -21,7 +21,7 @@ logger = logging.getLogger("distributed.resilience")
 
 _PROCESS: Final = "dask_resilience.plugins.snapshot_process"
 #: How often to look whether the journal has grown enough.
-_LOOK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.25
 #: A process that takes longer hangs.
 _LIMIT_SECONDS: Final = 3600.0
 #: Of what it says when it fails, so much is told.

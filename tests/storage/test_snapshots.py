@@ -55,12 +55,12 @@ class TestWriting:
         assert list(read_snapshot(faulty, found)) == [begun(), *STATE]
 
     @pytest.mark.parametrize("size", [1, 100, 5000])
-    def test_it_is_read_in_pieces(self, faulty, monkeypatch, size):
+    def test_it_is_read_in_pieces(self, local, monkeypatch, size):
         """Also where one record is longer than what is read at a time."""
         monkeypatch.setattr("dask_resilience.storage.snapshots._CHUNK_BYTES", size)
         state = [ClientLeft(client="x" * (n * 37 % 900)) for n in range(60)]
-        write(faulty, state=state)
-        assert list(read_snapshot(faulty, newest_snapshot(faulty)[0]))[1:] == state
+        write(local, state=state)
+        assert list(read_snapshot(local, newest_snapshot(local)[0]))[1:] == state
 
     def test_the_newest_counts(self, faulty):
         for lsn, epoch in ((7, 2), (30, 2), (12, 3)):

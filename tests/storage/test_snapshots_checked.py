@@ -41,13 +41,14 @@ def test_a_store_whose_beginning_is_gone_is_sound(truncated):
     assert (report.snapshots, report.last_lsn) == (2, 17)
 
 
-def test_every_flipped_bit_of_log_and_snapshots_is_found(truncated):
+def test_flipped_bits_of_log_and_snapshots_are_found(truncated):
+    """Every seventh; `test_flipped_bits` tries all of a whole store."""
     objects = [*truncated.list(names.LOG), *truncated.list(names.SNAPSHOTS), *truncated.list(names.SNAPSHOT_DATA)]
     assert len(objects) == 7
     for name in objects:
         path = truncated._root / name
         whole = path.read_bytes()
-        for bit in range(len(whole) * 8):
+        for bit in range(0, len(whole) * 8, 7):
             flipped = bytearray(whole)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
