@@ -109,6 +109,9 @@ def state_records(replay: Any) -> Iterator[records.Record]:
     scheduler = replay.scheduler
     if replay.closed:
         yield records.ClusterClosed(reason="closed")
+    # Modules that clients brought come before what refers to them.
+    for name, plugin in replay.scheduler_plugins.items():
+        yield records.PluginRegistered(kind="scheduler", name=name, plugin=plugin)
     yield from _task_records(scheduler, replay.books)
     for client, cs in scheduler.clients.items():
         rest = iter([ts.key for ts in cs.wants_what])
@@ -122,7 +125,6 @@ def state_records(replay: Any) -> Iterator[records.Record]:
     for address, (name, nanny) in replay.workers.items():
         yield records.WorkerJoined(address=address, name=name, nanny=nanny)
     plugins: dict[records.PluginKind, Any] = {
-        "scheduler": replay.scheduler_plugins,
         "worker": scheduler.worker_plugins,
         "nanny": scheduler.nanny_plugins,
     }
@@ -238,9 +240,13 @@ class SnapshotLoad:
         self._span_of_group: dict[str, str] = {}
         self._computation_of_group: dict[str, Computation] = {}
         self._unread: list[tuple[bytes, list[TaskState]]] = []
+        self._begun: records.SnapshotBegun | None = None
 
     def begun(self, record: records.SnapshotBegun) -> None:
-        """Restore what is of no single task."""
+        """Keep what is of no single task until modules of clients are there, which it may refer to."""
+        self._begun = record
+
+    def _restore_rest(self, record: records.SnapshotBegun) -> None:
         s = self._scheduler
         rest = loads(record.rest)
         s.generation, s._last_time = rest["generation"], rest["last_time"]
@@ -303,6 +309,9 @@ class SnapshotLoad:
     def finish(self) -> None:
         """All tasks are there: tie their groups to spans and computations, and let go of what was needed for it."""
         s = self._scheduler
+        if self._begun is not None:
+            self._restore_rest(self._begun)
+            self._begun = None
         spans = s.extensions["spans"].spans if "spans" in s.extensions else {}
         for name, group in s.task_groups.items():
             if (span := spans.get(self._span_of_group.get(name))) is not None:
