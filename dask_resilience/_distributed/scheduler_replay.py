@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import time
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,10 +18,12 @@ from weakref import WeakValueDictionary
 import dask.config
 import dask.order
 from dask._expr import LLGExpr
+from distributed.diagnostics.plugin import SchedulerUploadFile
 from distributed.protocol import Serialized, deserialize
-from distributed.protocol.pickle import loads
+from distributed.protocol.pickle import dumps, loads
 from distributed.scheduler import Scheduler, TaskState, _cull, _materialize_graph
 from distributed.spans import Span
+from distributed.utils import import_file
 
 from dask_resilience._distributed.scheduler_snapshot import SnapshotLoad, TaskBooks
 from dask_resilience._distributed.scheduler_tap import note_first_run
@@ -58,6 +61,8 @@ class Replay:
         self.closed = True
         self.graphs = 0
         self.scheduler_plugins: dict[str, bytes] = {}
+        #: Of these, the modules that were loaded at their place: what is to be started in their stead.
+        self.loaded_modules: dict[str, bytes] = {}
         #: Actors that came to be. A task that was forgotten and submitted again is another task with the same key.
         self.actors_made: WeakValueDictionary[Key, TaskState] = WeakValueDictionary()
         #: What is shared by name: (kind, name) to its value, the last to change last.
@@ -210,7 +215,9 @@ class Replay:
                 problems.append(GraphUnreadable(record.keys, f"{type(error).__name__}: {error}"))
                 continue
             for key in keys:
-                clear_error(tasks[key])
+                ts = tasks[key]
+                _unblame(ts)
+                ts.priority = None
             self._submit(record, expr, rest, keys)
         for problem in problems:
             logger.error("%s", problem)
@@ -232,9 +239,11 @@ class Replay:
         if scheduler._find_lost_dependencies(dsk, keys):
             return
         known = scheduler.tasks.keys() & dsk.keys()
+        # Stood for by an error until now: as new as the others, which Dask cannot know.
+        stood_for = [ts for key in known if (ts := scheduler.tasks[key]).priority is None and ts.run_spec is None]
         # distributed 2026.7 tells the metadata of graphs apart by the ids of objects, which repeat in a replay.
         getattr(Span, "_metadata_seen", set()).clear()
-        with self.muted():
+        with self.muted(), self._annotating(stood_for):
             scheduler._create_taskstate_from_graph(
                 dsk=dsk,
                 client=record.client,
@@ -252,9 +261,18 @@ class Replay:
                 stimulus_id=record.stimulus_id,
             )
         if (first_run := rest.get("first_run")) is not None:
-            for key in dsk.keys() - known:
+            for key in dsk.keys() - known | {ts.key for ts in stood_for}:
                 if (ts := scheduler.tasks.get(key)) is not None and ts.retries:
                     self.born[ts] = first_run
+
+    @contextmanager
+    def _annotating(self, more: list[TaskState]) -> Iterator[None]:
+        stock = self.scheduler._apply_annotations
+        self.scheduler._apply_annotations = lambda tasks, **kwargs: stock(tasks=[*tasks, *more], **kwargs)
+        try:
+            yield
+        finally:
+            del self.scheduler._apply_annotations
 
     def _unreadable(self, record: records.GraphSubmitted, error: Exception) -> None:
         problem = GraphUnreadable(record.keys, f"{type(error).__name__}: {error}")
@@ -407,6 +425,23 @@ class Replay:
             self.scheduler.nanny_plugins[record.name] = record.plugin
         else:
             self.scheduler_plugins[record.name] = record.plugin
+            self._load_module(record)
+
+    def _load_module(self, record: records.PluginRegistered) -> None:
+        """A module that was uploaded is there from here on, as it was: graphs that need it are read at their place."""
+        try:
+            plugin = loads(record.plugin)
+            if not isinstance(plugin, SchedulerUploadFile):
+                return
+            path = Path(self.scheduler.local_directory, plugin.filename)
+            path.write_bytes(plugin.data)
+            if plugin.load:
+                import_file(str(path))
+                # Not to be loaded again when plugins are started: what was unpickled refers to this one.
+                plugin.load = False
+                self.loaded_modules[record.name] = dumps(plugin)
+        except Exception:
+            logger.exception("Scheduler plugin %s could not be loaded", record.name)
 
     def _plugin_unregistered(self, record: records.PluginUnregistered) -> None:
         plugins = {
@@ -415,6 +450,18 @@ class Replay:
             "scheduler": self.scheduler_plugins,
         }
         plugins[record.kind].pop(record.name, None)
+
+
+def _unblame(ts: TaskState) -> None:
+    """It has not failed after all, nor has what depends on it."""
+    clear_error(ts)
+    reached, stack = {ts}, [ts]
+    while stack:
+        for dts in stack.pop().dependents - reached:
+            reached.add(dts)
+            stack.append(dts)
+            if dts.exception_blame is ts:
+                clear_error(dts)
 
 
 def _unpacked(record: records.GraphSubmitted) -> tuple[dict[str, Any], Any]:

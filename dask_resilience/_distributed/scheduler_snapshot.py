@@ -7,8 +7,9 @@ the journal has for it anyway.
 
 from __future__ import annotations
 
+import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import attrgetter
 from sys import byteorder
@@ -25,8 +26,15 @@ from dask_resilience.journal import records
 from dask_resilience.journal.calls import call_records
 from dask_resilience.types import Key
 
-#: So many tasks are pickled together: what they share is written once.
+logger = logging.getLogger("distributed.resilience")
+
+#: So many tasks are pickled together, at most: what they share is written once.
 _BATCH: Final = 1000
+#: A task that takes more than this by itself: look whether its neighbours share what is large.
+_LARGE_BYTES: Final = 64 << 10
+#: If they do not, so much is pickled together; and if they do, so many tasks.
+_BATCH_BYTES: Final = 8 << 20
+_SHARING_BATCH: Final = 100_000
 
 #: Attributes of a task that a replay sets, and what they are before.
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -109,6 +117,9 @@ def state_records(replay: Any) -> Iterator[records.Record]:
     scheduler = replay.scheduler
     if replay.closed:
         yield records.ClusterClosed(reason="closed")
+    # Modules that clients brought come before what refers to them.
+    for name, plugin in replay.scheduler_plugins.items():
+        yield records.PluginRegistered(kind="scheduler", name=name, plugin=plugin)
     yield from _task_records(scheduler, replay.books)
     for client, cs in scheduler.clients.items():
         rest = iter([ts.key for ts in cs.wants_what])
@@ -122,7 +133,6 @@ def state_records(replay: Any) -> Iterator[records.Record]:
     for address, (name, nanny) in replay.workers.items():
         yield records.WorkerJoined(address=address, name=name, nanny=nanny)
     plugins: dict[records.PluginKind, Any] = {
-        "scheduler": replay.scheduler_plugins,
         "worker": scheduler.worker_plugins,
         "nanny": scheduler.nanny_plugins,
     }
@@ -139,12 +149,17 @@ def state_records(replay: Any) -> Iterator[records.Record]:
 
 
 def _task_records(scheduler: Any, books: TaskBooks) -> Iterator[records.Record]:
-    tasks = scheduler.tasks.values()
+    by_prefix: dict[str, list[TaskState]] = {}
+    for ts in scheduler.tasks.values():
+        by_prefix.setdefault(ts.prefix.name, []).append(ts)
+    # Tasks that run the same are neighbours: what they share is together, and what cannot be read is by itself.
+    tasks = [ts for alike in by_prefix.values() for ts in alike]
     numbers = {ts.key: number for number, ts in enumerate(tasks)}
-    for batch in _batched(tasks):
-        yield records.SnapshotTasks(
-            keys=tuple(ts.key for ts in batch), specs=_pickled_specs(batch), rest=dumps(_columns(batch, books))
-        )
+    for alike in by_prefix.values():
+        for batch in _batches_to_pickle(alike):
+            yield records.SnapshotTasks(
+                keys=tuple(ts.key for ts in batch), specs=_pickled_specs(batch), rest=_packed(_columns(batch, books))
+            )
     first = 0
     for batch in _batched(tasks):
         counts = array("I", (len(ts.dependencies) for ts in batch))
@@ -163,11 +178,39 @@ def _batched(tasks: Iterable[TaskState]) -> Iterator[list[TaskState]]:
         yield batch
 
 
+def _batches_to_pickle(alike: list[TaskState]) -> Iterator[list[TaskState]]:
+    start = 0
+    while start < len(alike):
+        count = _BATCH
+        alone = len(_pickled_specs(alike[start : start + 1]))
+        if alone > _LARGE_BYTES:
+            # Where all share one large thing, each batch would hold a copy, and the scheduler after it so many.
+            together = len(_pickled_specs(alike[start : start + 4]))
+            count = _SHARING_BATCH if together < 2 * alone else max(1, _BATCH_BYTES // alone)
+        yield alike[start : start + count]
+        start += count
+
+
 def _pickled_specs(batch: list[TaskState]) -> bytes:
     try:
         return dumps([ts.run_spec for ts in batch])
     except Exception as error:
         raise SnapshotRefused(f"what {batch[0].key!r} or one of {len(batch)} tasks runs cannot be pickled") from error
+
+
+def _packed(parts: Mapping[str, Any]) -> bytes:
+    """Each part by itself, since one that cannot be read must not take the others with it."""
+    return dumps({name: dumps(part) for name, part in parts.items()})
+
+
+def _unpacked(raw: bytes) -> Iterator[tuple[str, Any]]:
+    for name, packed_part in loads(raw).items():
+        try:
+            part = loads(packed_part)
+        except Exception as error:  # noqa: BLE001 - annotations may be of any class, and unpickling runs its code
+            logger.error("A snapshot's %s cannot be read here and are left out: %r", name, error)  # noqa: TRY400
+        else:
+            yield name, part
 
 
 def _columns(batch: list[TaskState], books: TaskBooks) -> dict[str, list[Any]]:
@@ -205,7 +248,7 @@ def scheduler_rest(scheduler: Any) -> bytes:
         for computation in scheduler.computations
         if (living := [tg for tg in computation.groups if groups.get(tg.name) is tg])
     ]
-    return dumps(
+    return _packed(
         {
             "generation": scheduler.generation,
             "last_time": scheduler._last_time,
@@ -238,11 +281,15 @@ class SnapshotLoad:
         self._span_of_group: dict[str, str] = {}
         self._computation_of_group: dict[str, Computation] = {}
         self._unread: list[tuple[bytes, list[TaskState]]] = []
+        self._begun: records.SnapshotBegun | None = None
 
     def begun(self, record: records.SnapshotBegun) -> None:
-        """Restore what is of no single task."""
+        """Keep what is of no single task until modules of clients are there, which it may refer to."""
+        self._begun = record
+
+    def _restore_rest(self, record: records.SnapshotBegun) -> None:
         s = self._scheduler
-        rest = loads(record.rest)
+        rest = {"spans": (), "computations": ()} | dict(_unpacked(record.rest))
         s.generation, s._last_time = rest["generation"], rest["last_time"]
         self._span_of_group = rest["span_of_group"]
         if (spans_ext := s.extensions.get("spans")) is not None:
@@ -270,7 +317,7 @@ class SnapshotLoad:
         batch = [new_task(key, spec, "released") for key, spec in zip(record.keys, specs, strict=True)]
         if unread:
             self._unread.append((record.specs, batch))
-        for name, column in loads(record.rest).items():
+        for name, column in _unpacked(record.rest):
             self._restore(name, batch, column)
         self._tasks += batch
 
@@ -303,6 +350,9 @@ class SnapshotLoad:
     def finish(self) -> None:
         """All tasks are there: tie their groups to spans and computations, and let go of what was needed for it."""
         s = self._scheduler
+        if self._begun is not None:
+            self._restore_rest(self._begun)
+            self._begun = None
         spans = s.extensions["spans"].spans if "spans" in s.extensions else {}
         for name, group in s.task_groups.items():
             if (span := spans.get(self._span_of_group.get(name))) is not None:

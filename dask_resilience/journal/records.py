@@ -352,7 +352,7 @@ class SnapshotTasks(Record):
     specs
         What they run, pickled as one list; None stands for data.
     rest
-        What else is known of them, pickled: a list of values by the name of an attribute.
+        What else is known of them, pickled: by the name of an attribute a list of values, pickled by itself.
     """
 
     keys: tuple[Key, ...]

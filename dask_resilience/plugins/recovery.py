@@ -91,7 +91,9 @@ class Recovery:
         """Gather, plan and enact; then call `serve` in the turn of the event loop in which the last worker is in."""
         begun = time()
         scheduler_adopt.fence_run_ids(self._epoch)
-        for name, plugin in self._replay.scheduler_plugins.items():
+        for name, plugin in (self._replay.scheduler_plugins | self._replay.loaded_modules).items():
+            if name not in self._replay.scheduler_plugins:
+                continue
             try:
                 await Scheduler.register_scheduler_plugin(
                     self._scheduler, plugin=plugin, name=name or None, idempotent=True

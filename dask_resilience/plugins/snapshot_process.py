@@ -17,9 +17,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from distributed.diagnostics.plugin import SchedulerUploadFile
-from distributed.protocol.pickle import loads
-
 from dask_resilience._distributed.headless import HeadlessScheduler
 from dask_resilience._distributed.scheduler_replay import Replay
 from dask_resilience._distributed.scheduler_snapshot import scheduler_rest, state_records
@@ -61,13 +58,13 @@ async def take_snapshot(store: ConditionalStore, *, lsn: int, epoch: int) -> dic
     StoreError, JournalCorrupt
         If the store fails, or the journal is damaged.
     """
+    parent = os.getppid()
     cluster = read_cluster(store)
     if cluster is None:
         raise StoreError(store.url, "there is no journal here")
     started = time.monotonic()
     with collecting_rarely():
         replay, place = _replayed(store, lsn)
-        await _load_modules(replay)
         for problem in replay.read_again():
             raise SnapshotRefused(f"a graph cannot be read here, so its tasks would be missing: {problem}")
         replayed = time.monotonic()
@@ -77,7 +74,7 @@ async def take_snapshot(store: ConditionalStore, *, lsn: int, epoch: int) -> dic
             cluster=uuid.UUID(cluster.cluster_id).bytes,
             epoch=epoch,
             begun=begun,
-            state=_while_wanted(state_records(replay)),
+            state=_while_wanted(state_records(replay), parent),
         )
     return {
         "name": snapshot.name,
@@ -113,17 +110,8 @@ def _check_older(store: ConditionalStore, snapshot: Snapshot, lsn: int) -> None:
         raise StoreError(store.url, f"a snapshot of LSN {snapshot.taken.lsn} is there, newer than LSN {lsn}")
 
 
-async def _load_modules(replay: Replay) -> None:
-    """Of the plugins only those that bring modules run here; what others do is the scheduler's."""
-    for packed in replay.scheduler_plugins.values():
-        plugin = loads(packed)
-        if isinstance(plugin, SchedulerUploadFile):
-            await plugin.start(replay.scheduler)
-
-
-def _while_wanted(state: Iterator[Record]) -> Iterator[Record]:
+def _while_wanted(state: Iterator[Record], parent: int) -> Iterator[Record]:
     """The scheduler that started this process may be gone, and whoever follows it starts its own."""
-    parent = os.getppid()
     for record in state:
         if os.getppid() != parent:
             raise SnapshotRefused("the scheduler that wanted this snapshot is gone")
@@ -143,5 +131,8 @@ if __name__ == "__main__":
     try:
         done = asyncio.run(_main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
     except ResilienceError as refused:
-        sys.exit(str(refused))
-    print(json.dumps(done))  # noqa: T201 - what it is for
+        print(refused, file=sys.stderr, flush=True)  # noqa: T201 - what it is for
+        os._exit(1)
+    print(json.dumps(done), flush=True)  # noqa: T201 - what it is for
+    # Modules of users were imported: neither their threads nor what they do at exit belong here.
+    os._exit(0)

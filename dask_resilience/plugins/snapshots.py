@@ -94,7 +94,7 @@ class Snapshots:
         try:
             taken = await asyncio.wait_for(self._take(lsn), _LIMIT_SECONDS)
             removed = await asyncio.to_thread(retain, self._store)
-        except (ResilienceError, OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried, and this one told of
             logger.warning("No snapshot of the journal at LSN %d, which goes on growing: %s", lsn, error)
             self._tell({"action": "snapshot-failed", "lsn": lsn, "error": str(error)})
             return
@@ -117,6 +117,7 @@ class Snapshots:
         }
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # what lies in the working directory is not to be imported
             "-m",
             _PROCESS,
             self._store.url,

@@ -7,13 +7,14 @@ this module's business.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from dask_resilience.errors import JournalCorrupt
+from dask_resilience.errors import JournalCorrupt, StoreError
 from dask_resilience.failpoints import failpoint
 from dask_resilience.journal.codec import FrameCorrupt, FrameTorn, decode_frame, encode_frame
 from dask_resilience.journal.records import Record, SnapshotBegun, SnapshotTaken
@@ -87,8 +88,10 @@ def write_snapshot(
     data = names.data_of_snapshot(marker)
     if store.exists(marker):
         return Snapshot(name=marker, taken=read_marker(store, marker))
-    # What an attempt of this epoch left that did not end.
-    store.delete(data)
+    # What attempts of this epoch left that did not end, at any record.
+    for left in store.list(names.SNAPSHOT_DATA):
+        if left.endswith(f".{epoch:010d}") and not store.exists(names.marker_of_data(left)):
+            store.delete(left)
     header = SegmentHeader(
         cluster=cluster,
         epoch=epoch,
@@ -103,10 +106,15 @@ def write_snapshot(
         raise store_error(store.url, f"written ({data})", handle)
     try:
         taken = _write(handle, begun, state)
-    except OSError as error:
-        raise store_error(store.url, f"written ({data})", error) from error
-    finally:
+    except BaseException as error:
         handle.close()
+        # The disk may be full of it, and the journal needs the room.
+        with contextlib.suppress(StoreError):
+            store.delete(data)
+        if isinstance(error, OSError):
+            raise store_error(store.url, f"written ({data})", error) from error
+        raise
+    handle.close()
     failpoint("snapshot.after-data")
     for _ in read_snapshot(store, Snapshot(name=marker, taken=taken), cluster=cluster):
         pass
