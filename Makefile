@@ -7,6 +7,7 @@ BIN := .venv/bin
 TREE := build/tree
 # The oldest release that is supported, beside the newest, which .venv has.
 OLD_DASK := 2026.7.1
+OLD_TESTS ?= tests/integration
 
 .PHONY: help demo test test-old old-dask lint bench chaos wheel clean
 
@@ -29,7 +30,7 @@ test: .venv/.stamp-test
 
 test-old: .venv-old/.stamp
 	.venv-old/bin/python -c "import distributed; assert distributed.__version__ == '$(OLD_DASK)', distributed.__version__"
-	.venv-old/bin/python -m pytest -n 2 --dist loadfile tests/contract tests/seam tests/integration $(ARGS)
+	.venv-old/bin/python -m pytest -n 2 --dist loadfile tests/contract tests/seam $(OLD_TESTS) $(ARGS)
 
 old-dask:
 	@echo $(OLD_DASK)
@@ -48,6 +49,7 @@ bench: .venv/.stamp-test
 chaos: .venv/.stamp-test
 	$(BIN)/python -m dask_resilience.sim --seeds 10000
 	$(BIN)/python -m dask_resilience.chaos.soak --kills 100 $(ARGS)
+	$(BIN)/python -m pytest -m long
 
 wheel: .venv/.stamp-test
 	rm -rf dist build/lib build/bdist.*

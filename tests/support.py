@@ -7,6 +7,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+
+def and_long(first, *more):
+    """Parameters of which the first is tried with each change, and the others by `make chaos`."""
+    return [first, *only_long(*more)]
+
+
+def only_long(*values):
+    """Parameters that are tried by `make chaos`."""
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
 
 class RunLog:
     """What ran: each call of a task made by `task` appends one line, in one write, from whichever process."""

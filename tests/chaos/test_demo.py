@@ -53,6 +53,7 @@ def test_the_demo_on_s3_leaves_a_sound_journal(seaweedfs, tmp_path):
     assert [line.split()[2] for line in done.stdout.splitlines()] == ["1", "2", "3"]
 
 
+@pytest.mark.long
 def test_the_demo_on_google_cloud_storage_removes_its_journal(fake_gcs, tmp_path):
     place, options = new_place(fake_gcs), fake_gcs.options()
     shown = demo("--store", place, DASK_RESILIENCE__STORAGE_OPTIONS=json.dumps(options), TMPDIR=str(tmp_path))

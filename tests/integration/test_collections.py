@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import as_completed, wait
-from support import fail_over, until, validate
+from support import and_long, fail_over, until, validate
 
 from dask_resilience import Client
 
@@ -88,7 +88,7 @@ def expected_of(make):
 
 
 @WORKLOADS
-@pytest.mark.parametrize("after", [2, 9])
+@pytest.mark.parametrize("after", and_long(9, 2))
 def test_results_are_equal_when_it_dies_in_the_middle(cluster, client, run_log, gate, make, after):
     future = client.compute(make(run_log.hold(gate=gate, after=after)))
     until(lambda: run_log.calls() > after, what="a thread is held")

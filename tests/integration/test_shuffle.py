@@ -8,7 +8,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from support import RunLog, fail_over, until, validate
+from support import RunLog, and_long, fail_over, until, validate
 
 PARTITIONS = 12
 ROWS = 50
@@ -74,7 +74,7 @@ def kill_in_the_middle(cluster, client, log, gate, *, after: int, sure: bool = T
     gate.touch()
 
 
-@pytest.mark.parametrize("after", [4, 7, 10])
+@pytest.mark.parametrize("after", and_long(7, 4, 10))
 def test_rows_are_right_when_it_dies_while_they_are_sent(cluster, client, run_log, gate, after):
     shuffled = frame(run_log.hold(gate=gate, after=after)).shuffle("k")
     future = client.compute(shuffled)
@@ -83,7 +83,7 @@ def test_rows_are_right_when_it_dies_while_they_are_sent(cluster, client, run_lo
     validate(client)
 
 
-@pytest.mark.parametrize("after", [0, 3, 6])
+@pytest.mark.parametrize("after", and_long(3, 0, 6))
 def test_rows_are_right_when_it_dies_while_they_are_unpacked(cluster, client, run_log, gate, after):
     shuffled = frame().shuffle("k").map_partitions(run_log.hold(gate=gate, after=after), meta=rows(0).iloc[:0])
     future = client.compute(shuffled)
@@ -93,7 +93,7 @@ def test_rows_are_right_when_it_dies_while_they_are_unpacked(cluster, client, ru
     validate(client)
 
 
-@pytest.mark.parametrize("after", [5, 13, 20])
+@pytest.mark.parametrize("after", and_long(13, 5, 20))
 def test_a_merge_is_right_when_it_dies_while_rows_are_sent(cluster, client, run_log, gate, after):
     hold = run_log.hold(gate=gate, after=after)
     merged = frame(hold).merge(frame(hold, name="w"), on="k", shuffle_method="p2p")
@@ -104,7 +104,7 @@ def test_a_merge_is_right_when_it_dies_while_rows_are_sent(cluster, client, run_
     validate(client)
 
 
-@pytest.mark.parametrize("after", [0, 3, 6])
+@pytest.mark.parametrize("after", and_long(3, 0, 6))
 def test_a_merge_is_right_when_it_dies_while_rows_are_joined(cluster, client, run_log, gate, after):
     merged = frame().merge(frame(name="w"), on="k", shuffle_method="p2p")
     merged = merged.map_partitions(run_log.hold(gate=gate, after=after), meta=merged._meta)
@@ -116,7 +116,7 @@ def test_a_merge_is_right_when_it_dies_while_rows_are_joined(cluster, client, ru
     validate(client)
 
 
-@pytest.mark.parametrize("after", [4, 7, 10])
+@pytest.mark.parametrize("after", and_long(7, 4, 10))
 def test_a_rechunked_array_is_right_when_it_dies_while_chunks_are_sent(cluster, client, run_log, gate, after):
     expected, array = square(run_log.hold(gate=gate, after=after))
     future = client.compute(array.rechunk((120, 10), method="p2p"))
@@ -125,7 +125,7 @@ def test_a_rechunked_array_is_right_when_it_dies_while_chunks_are_sent(cluster, 
     validate(client)
 
 
-@pytest.mark.parametrize("after", [0, 3, 6])
+@pytest.mark.parametrize("after", and_long(3, 0, 6))
 def test_a_rechunked_array_is_right_when_it_dies_while_chunks_are_put_together(cluster, client, run_log, gate, after):
     expected, array = square()
     array = array.rechunk((120, 10), method="p2p")

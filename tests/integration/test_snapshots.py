@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from distributed import wait
-from support import fail_over, resilience_status, until, validate
+from support import and_long, fail_over, resilience_status, until, validate
 
 from dask_resilience import Client
 from dask_resilience.failpoints import VARIABLE
@@ -91,7 +91,7 @@ def test_tasks_of_a_snapshot_run_as_their_graph_said(make_cluster, run_log, gate
 
 
 @pytest.mark.parametrize(
-    "name", ["snapshot.before-data", "snapshot.after-data", "snapshot.after-check", "snapshot.after-marker"]
+    "name", and_long("snapshot.after-data", "snapshot.before-data", "snapshot.after-check", "snapshot.after-marker")
 )
 def test_a_snapshot_whose_process_dies_changes_nothing(make_cluster, run_log, name):
     cluster = make_cluster(n_workers=1, environment=SMALL | {VARIABLE: f"{name}=kill"})
@@ -118,7 +118,7 @@ def test_a_snapshot_whose_process_dies_changes_nothing(make_cluster, run_log, na
     run_log.assert_each_once(range(20))
 
 
-@pytest.mark.parametrize("name", ["retention.before-segment=kill@2", "retention.after-marker=kill"])
+@pytest.mark.parametrize("name", and_long("retention.before-segment=kill@2", "retention.after-marker=kill"))
 def test_the_scheduler_dies_while_it_removes_what_a_snapshot_stands_for(make_cluster, run_log, name):
     cluster = make_cluster(n_workers=1, environment=SMALL | {VARIABLE: name})
     cluster.environment.pop(VARIABLE)

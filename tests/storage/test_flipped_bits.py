@@ -58,7 +58,7 @@ class Keys:
         self.objects[name] = type(found)(data=data, token=found.token, write_id=found.write_id)
 
 
-@pytest.fixture(params=[Files, Keys], ids=["local", "memory"])
+@pytest.fixture(params=[Files, pytest.param(Keys, marks=pytest.mark.long)], ids=["local", "memory"])
 def place(request, store):
     """Two epochs: the first rolled once, and both were published; the last segment is open. And a snapshot."""
     made = request.param(store)
