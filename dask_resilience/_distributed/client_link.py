@@ -34,7 +34,7 @@ from distributed.versions import VersionMismatchWarning, get_versions
 from dask_resilience._distributed.client_calls import Numbers
 from dask_resilience._distributed.client_outbox import Outbox, as_stock
 from dask_resilience._distributed.leader import Compass, Ruler
-from dask_resilience._distributed.rpc import FollowingRPC, call_once
+from dask_resilience._distributed.rpc import FollowingRPC, call_once, drop_connections
 from dask_resilience.errors import CallInterrupted, SchedulerGone
 from dask_resilience.settings import Settings
 from dask_resilience.storage.open_store import check_url
@@ -83,7 +83,7 @@ class ClientLink:
 
     def suspect(self, address: str) -> None:
         if address == self.address:
-            self._client.rpc.remove(address)
+            drop_connections(self._client.rpc, address)
 
 
 class ResilientClient(distributed.Client):
@@ -333,7 +333,7 @@ class ResilientClient(distributed.Client):
         self.status = "connecting"
         self.scheduler_comm = None
         self._joined.clear()
-        self.rpc.remove(self._compass.address)
+        drop_connections(self.rpc, self._compass.address)
         # A cluster that was closed is not expected back; stock looks for another one for as long.
         patience = min(self._timeout, self._patience_seconds) if self._cluster_ended else self._patience_seconds
         deadline = monotonic() + patience

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from distributed.comm import CommClosedError, connect
-from distributed.core import PooledRPCCall, send_recv
+from distributed.core import ConnectionPool, PooledRPCCall, send_recv
 
 from dask_resilience._distributed.client_calls import Numbers
 from dask_resilience.errors import CallInterrupted
@@ -26,6 +27,13 @@ _SAY_AGAIN = frozenset({"multi_lock_acquire", "multi_lock_release"})
 
 #: Calls that end whoever is asked: the link that breaks is the answer.
 _ENDS_THE_LINK = frozenset({"terminate"})
+
+
+def drop_connections(pool: ConnectionPool, address: str) -> None:
+    """Let go of all connections to a server that is gone, also where that was done a moment ago."""
+    # Dask cancels an attempt to connect by moving its timeout, and fails at one that is cancelled already.
+    with contextlib.suppress(RuntimeError):
+        pool.remove(address)
 
 
 class Link(Protocol):

@@ -28,7 +28,7 @@ from distributed.worker import Worker
 
 from dask_resilience._distributed import inventory
 from dask_resilience._distributed.leader import Compass, Ruler
-from dask_resilience._distributed.rpc import FollowingRPC
+from dask_resilience._distributed.rpc import FollowingRPC, drop_connections
 from dask_resilience.errors import SchedulerGone
 from dask_resilience.types import Key
 
@@ -198,7 +198,7 @@ class WorkerLink:
         comm = worker.batched_stream.comm
         if comm is not None and not comm.closed():
             comm.abort()
-        worker.rpc.remove(self.address)
+        drop_connections(worker.rpc, self.address)
         self._returning = asyncio.create_task(self._return(), name="resilience-return")
 
     async def _return(self) -> None:

@@ -153,7 +153,8 @@ def test_it_dies_three_times_during_one_shuffle(cluster, client, tmp_path):
 def test_outputs_that_were_finished_are_kept(cluster, client, run_log, gate):
     shuffled = frame().shuffle("k").map_partitions(run_log.hold(gate=gate, after=4), meta=rows(0).iloc[:0])
     persisted = client.persist(shuffled)
-    kill_in_the_middle(cluster, client, run_log, gate, after=4)
+    # Which of the outputs are unpacked by now is up to Dask.
+    kill_in_the_middle(cluster, client, run_log, gate, after=4, sure=False)
     pd.testing.assert_frame_equal(canonical(persisted.compute()), canonical(whole()))
     # Four were whole; the two that were held and the six that had not begun are unpacked once more.
     assert run_log.calls() <= 6 + PARTITIONS - 4

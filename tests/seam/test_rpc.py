@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 from distributed.comm import CommClosedError
-from distributed.core import Server
+from distributed.core import ConnectionPool, Server
 
 from dask_resilience._distributed.client_calls import Numbers
-from dask_resilience._distributed.rpc import COUNTED, NOT_REPEATABLE, FollowingRPC
+from dask_resilience._distributed.rpc import COUNTED, NOT_REPEATABLE, FollowingRPC, drop_connections
 from dask_resilience.errors import CallInterrupted
 
 
@@ -128,3 +128,29 @@ def test_a_call_for_a_lock_says_when_it_is_made_again():
             assert calls == [{"id": "u"}, {"id": "u", "again": True}]
 
     run(main)
+
+
+def test_connections_are_dropped_twice_at_the_same_moment():
+    """The client and the call that it makes both learn that the scheduler is gone, while they try to connect."""
+
+    async def main():
+        async def silent(reader, writer):
+            await reader.read()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        pool = await ConnectionPool()
+        attempt = asyncio.create_task(pool.connect(address))
+        await asyncio.sleep(0)
+        assert address in pool._connecting
+        drop_connections(pool, address)
+        drop_connections(pool, address)
+        # What Dask fails at is that the attempt is ending already.
+        await asyncio.sleep(0)
+        drop_connections(pool, address)
+        with pytest.raises(CommClosedError):
+            await attempt
+        await pool.close()
+        server.close()
+
+    asyncio.run(main())
