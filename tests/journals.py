@@ -173,7 +173,7 @@ def described(replay):
         "held by queues": {name: count for name, count in replay.queues.held.items() if count > 0},
         "topics": {topic: list(events) for topic, events in replay.topics.events.items()},
         "events": replay.topics.counts,
-        "calls": sorted(replay.calls),
+        "calls": sorted([*replay.calls, *((call, ()) for call in replay.calls.all_over())]),
         "closed": replay.closed,
         "computations": [
             (sorted(living), list(c.code), c.annotations)
@@ -192,7 +192,8 @@ def _task(ts, spans):
         "above": sorted(dts.key for dts in ts.dependents),
         "wanted": sorted(cs.client_key for cs in ts.who_wants or ()),
         "blame": ts.exception_blame and ts.exception_blame.key,
-        "span": span and (span.name, span._metadata, list(span._code), ts.group in span.groups),
+        # Not what earlier graphs told of it: with their tasks that is gone.
+        "span": span and (span.name, ts.group in span.groups),
         **{
             name: getattr(ts, name)
             for name in (

@@ -58,7 +58,10 @@ PINNED: Final[dict[str, str | None]] = {
     "distributed.queues:QueueExtension.get": "self, name, client, timeout, batch",
     "distributed.queues:QueueExtension.put": "self, name, key, data, client, timeout",
     "distributed.queues:QueueExtension.release": "self, name, client",
+    "distributed.diagnostics.plugin:SchedulerUploadFile": None,
+    "distributed.scheduler:Computation": None,
     "distributed.scheduler:Scheduler._add_to_memory": "self, ts, ws, recommendations, client_msgs, type, typename",
+    "distributed.scheduler:Scheduler._apply_annotations": "self, tasks, annotations_by_type, global_annotations",
     "distributed.scheduler:Scheduler._client_releases_keys": "self, keys, cs, recommendations",
     "distributed.scheduler:Scheduler._create_taskstate_from_graph": (
         "self, *, start, dsk, keys, ordered, client, annotations_by_type, global_annotations, stimulus_id, "
@@ -103,6 +106,7 @@ PINNED: Final[dict[str, str | None]] = {
         "fifo_timeout, code, annotations, stimulus_id"
     ),
     "distributed.scheduler:TaskState._run_id_iterator": None,
+    "distributed.scheduler:TaskState.add_dependency": "self, other",
     "distributed.scheduler:TaskState.set_nbytes": "self, nbytes",
     "distributed.scheduler:WorkerState.add_to_long_running": "self, ts",
     "distributed.scheduler:WorkerState.add_to_processing": "self, ts",
@@ -113,8 +117,13 @@ PINNED: Final[dict[str, str | None]] = {
     "distributed.shuffle._core:ShuffleRunSpec": None,
     "distributed.shuffle._core:id_from_key": "key",
     "distributed.shuffle._worker_plugin:ShuffleWorkerPlugin.shuffle_fail": "self, shuffle_id, run_id, message",
+    "distributed.spans:Span._code": None,
+    "distributed.spans:Span._metadata": None,
+    "distributed.spans:Span.annotation": None,
+    "distributed.spans:SpansSchedulerExtension._ensure_span": "self, name, ids",
     "distributed.spans:SpansSchedulerExtension.heartbeat": "self, ws, data",
     "distributed.spans:SpansWorkerExtension.heartbeat": "self",
+    "distributed.utils:import_file": "path",
     "distributed.variable:VariableExtension.future_received_confirm": "self, name, key, token, client",
     "distributed.worker:Worker._get_client": "self, timeout",
     "distributed.worker:Worker._initialized_clients": None,

@@ -98,9 +98,12 @@ class Calls(Generic[T]):
         for client, of_client in self._clients.items():
             for number, items in of_client.handed.items():
                 yield Call(client, number, of_client.settled), tuple(items)
+
+    def all_over(self) -> Iterator[Call]:
+        """The last call of each client none of whose calls is open: a late copy of it must still not count."""
+        for client, of_client in self._clients.items():
             if not of_client.handed and of_client.settled > 1:
-                # That all before are over must be known, or a late copy would count.
-                yield Call(client, of_client.settled - 1, of_client.settled), ()
+                yield Call(client, of_client.settled - 1, of_client.settled)
 
 
 def call_of(record: records.QueueChanged | records.EventLogged | records.CallAnswered) -> Call | None:
@@ -112,3 +115,5 @@ def call_records(calls: Calls[bytes]) -> Iterator[records.CallAnswered]:
     """Records that lead to the same state of `calls`."""
     for call, items in calls:
         yield records.CallAnswered(client=call.client, number=call.number, settled=call.settled, items=items)
+    for call in calls.all_over():
+        yield records.CallAnswered(client=call.client, number=call.number, settled=call.settled, items=())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from journals import described, journals, replayed
+from journals import described, graph, journals, replayed
 
 from dask_resilience._distributed.scheduler_snapshot import scheduler_rest, state_records
 from dask_resilience.journal import records
@@ -27,5 +27,32 @@ def test_a_snapshot_and_the_rest_are_the_whole(journal, cut):
         whole = replayed(journal)
         from_snapshot = replayed(journal[cut:], snapshot=list(snapshot_of(replayed(journal[:cut]))))
         assert described(from_snapshot) == described(whole)
+
+    asyncio.run(main())
+
+
+@example(journal=[records.PluginRegistered(kind=kind, name="p", plugin=b"p") for kind in ("worker", "nanny")])
+@given(journal=journals())
+def test_behind_the_end_of_a_cluster_nothing_of_it_is_left(journal):
+    async def main():
+        ended = described(replayed([*journal, records.ClusterClosed(reason="end")]))
+        empty = described(replayed([records.ClusterClosed(reason="end")]))
+        del ended["generation"], empty["generation"]
+        assert ended == empty
+
+    asyncio.run(main())
+
+
+def test_a_span_of_which_tasks_are_left_keeps_what_was_told_of_it():
+    told = {"collections": [{"type": "Bag"}]}
+    annotations = {"span": {"name": ("s", "u"), "ids": ("1", "2")}}
+    journal = [graph("Client-a", 1, {"t-0": []}, annotations=annotations, span_metadata=told, code=("line",))]
+
+    async def main():
+        replay = replayed([], snapshot=list(snapshot_of(replayed(journal))))
+        span = replay.scheduler.extensions["spans"].spans["2"]
+        assert (span.name, span.parent.name) == (("s", "u"), ("s",))
+        assert span._metadata == told
+        assert list(span._code) == [("line",)]
 
     asyncio.run(main())
