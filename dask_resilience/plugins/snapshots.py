@@ -15,7 +15,7 @@ import dask.config
 
 from dask_resilience.errors import ResilienceError
 from dask_resilience.storage.object_store import ConditionalStore
-from dask_resilience.storage.retention import retain
+from dask_resilience.storage.retention import Removed, retain
 
 logger = logging.getLogger("distributed.resilience")
 
@@ -69,6 +69,7 @@ class Snapshots:
         self._durable = durable
         self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
+        self._removing: asyncio.Future[Removed] | None = None
         #: What the last one was, for people.
         self.last: dict[str, Any] | None = None
 
@@ -84,7 +85,9 @@ class Snapshots:
                 if self.due():
                     await self.take()
         finally:
-            self._end_process()
+            # Who cancels this closes the store next, which a thread must not be using then.
+            if self._removing is not None:
+                await asyncio.wait({self._removing})
 
     async def take(self) -> None:
         """Take one now. A failure is told and changes nothing: the journal goes on."""
@@ -93,13 +96,14 @@ class Snapshots:
         self._since = durable_bytes
         try:
             taken = await asyncio.wait_for(self._take(lsn), _LIMIT_SECONDS)
-            removed = await asyncio.to_thread(retain, self._store)
+            self._removing = asyncio.ensure_future(asyncio.to_thread(retain, self._store))
+            removed = await asyncio.shield(self._removing)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next one is tried, and this one told of
             logger.warning("No snapshot of the journal at LSN %d, which goes on growing: %s", lsn, error)
             self._tell({"action": "snapshot-failed", "lsn": lsn, "error": str(error)})
             return
         finally:
-            self._end_process()
+            await self._end_process()
         self.took(taken, durable_bytes)
         self.last = taken | {"segments_removed": removed.segments, "snapshots_removed": removed.snapshots}
         logger.info("Snapshot: %s", self.last)
@@ -135,7 +139,8 @@ class Snapshots:
         taken: dict[str, Any] = json.loads(out.splitlines()[-1])
         return taken
 
-    def _end_process(self) -> None:
+    async def _end_process(self) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+            await self._process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -127,5 +128,41 @@ def test_tasks_of_a_snapshot_that_cannot_be_read_fail_with_what_depends_on_them(
         assert {ts.state for ts in tasks.values()} == {"erred"}
         assert {ts.exception_blame.key for ts in tasks.values()} <= set(tasks)
         assert len(replay.scheduler.clients["Client"].wants_what) == 100
+
+    asyncio.run(main())
+
+
+def test_who_ends_snapshots_finds_neither_a_process_nor_a_thread_at_work(written, monkeypatch):
+    """What follows is that the store is closed, and a private one removed."""
+    removing, go_on, ended = threading.Event(), threading.Event(), []
+
+    def slow(store):
+        removing.set()
+        go_on.wait(20)
+        ended.append("removal")
+        return retain(store)
+
+    monkeypatch.setattr("dask_resilience.plugins.snapshots.retain", slow)
+
+    async def main():
+        snapshots = Snapshots(
+            written, epoch=1, after_bytes=1, grown_bytes=9, durable=lambda: (2, 9), tell=lambda event: None
+        )
+        running = asyncio.create_task(snapshots.run())
+        await asyncio.to_thread(removing.wait, 20)
+        running.cancel()
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+        await asyncio.wait({running})
+        assert ended == ["removal"]
+        # And in the middle of the process.
+        snapshots = Snapshots(
+            written, epoch=2, after_bytes=1, grown_bytes=9, durable=lambda: (2, 9), tell=lambda event: None
+        )
+        running = asyncio.create_task(snapshots.run())
+        while snapshots._process is None:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait({running})
+        assert snapshots._process.returncode is not None
 
     asyncio.run(main())
